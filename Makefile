@@ -1,0 +1,48 @@
+# A checkout's set-up and checks, with nothing but Python, a C compiler and the package index.
+#   make install      .venv with everything; quick when it is already there
+#   make quickstart   the quick start of the README
+#   make test         every test that this machine can run
+#   make lint         ruff, as CI sees it
+# PYTHON is the interpreter that makes the environment, VENV its folder, PYTEST_ARGS what pytest is given besides -q.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.lift_det_installed
+
+.PHONY: help install quickstart test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '2,6s/^# *//p' Makefile
+
+install: $(INSTALLED)
+
+$(VENV_PYTHON):
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp is written last, so an installation that broke off is taken up again. An environment made by hand is used
+# as it is: pip leaves alone what already fits.
+$(INSTALLED): setup.py pyproject.toml constraints.txt tools/install_detectron2.py lift_det/requirements_check.py | $(VENV_PYTHON)
+	$(VENV_PYTHON) -m pip install -c constraints.txt -e '.[dev]'
+	$(VENV_PYTHON) tools/install_detectron2.py
+	touch $@
+
+quickstart: install
+	$(VENV_PYTHON) tools/quickstart.py
+
+test: install
+	$(VENV_PYTHON) -m pytest -q $(PYTEST_ARGS)
+
+lint: install
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+
+format: install
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

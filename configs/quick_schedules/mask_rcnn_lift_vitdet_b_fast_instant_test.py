@@ -1,0 +1,6 @@
+# The paper-size fast config on a CPU; see mask_rcnn_lift_vitdet_b_instant_test.
+from .mask_rcnn_lift_vitdet_b_instant_test import dataloader, lr_multiplier, model, optimizer, train
+
+train.output_dir = "./output/instant_test_fast"
+model.backbone.input_scale = 0.5
+model.backbone.scale_factors = (4.0, 2.0, 1.0, 0.5)

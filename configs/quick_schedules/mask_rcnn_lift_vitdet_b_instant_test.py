@@ -1,0 +1,20 @@
+# The paper-size dense config on a CPU: two training iterations and two images of val2017. For tests, not for results.
+from ..COCO.mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
+
+train.device = "cpu"
+train.amp.enabled = False
+train.init_checkpoint = ""
+train.max_iter = 2
+train.log_period = 1
+train.eval_period = 2
+train.output_dir = "./output/instant_test"
+train.checkpointer.period = 1000
+lr_multiplier.scheduler.milestones = [1, 2]
+lr_multiplier.scheduler.num_updates = 2
+lr_multiplier.warmup_length = 0.5
+
+dataloader.train.total_batch_size = 1
+dataloader.train.num_workers = 0
+dataloader.test.num_workers = 0
+dataloader.test.dataset.names = "coco_2017_val_first2"
+dataloader.evaluator.output_dir = "${train.output_dir}/inference"

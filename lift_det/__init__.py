@@ -1,0 +1,33 @@
+"""lift_det: LiFT (Suri et al., ECCV 2024) in detectron2. Importing fills detectron2's registries, and does nothing else."""
+
+from .requirements_check import require_detectron2
+
+require_detectron2()
+
+from . import data, engine, evaluation, model_zoo, modeling  # noqa: E402
+from .modeling import (  # noqa: E402
+    BilinearUpsample,
+    LiFT,
+    LiFTFeaturePyramid,
+    TimmViT,
+    ViT,
+    add_lift_config,
+    load_lift,
+)
+from .version import __version__  # noqa: E402
+
+__all__ = [
+    "BilinearUpsample",
+    "LiFT",
+    "LiFTFeaturePyramid",
+    "TimmViT",
+    "ViT",
+    "__version__",
+    "add_lift_config",
+    "data",
+    "engine",
+    "evaluation",
+    "load_lift",
+    "model_zoo",
+    "modeling",
+]

@@ -1,0 +1,114 @@
+"""Reading state dicts from files without running code in them, and writing files that are never half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+# Where the common trainers put the weights inside a checkpoint, in the order they are looked for.
+_STATE_DICT_KEYS = ("model", "state_dict", "teacher", "model_state", "module")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: the message says what was expected, what came and what to do."""
+
+
+def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file onto the CPU.
+
+    Pickled files are read with ``weights_only=True``: a file cannot run code here.
+
+    Args:
+        path: the file. A wrapping such as ``{"model": {...}}`` or ``{"state_dict": {...}}`` is taken off.
+
+    Returns:
+        ``(state_dict, metadata)``; metadata is what a safetensors file carries beside its tensors, else empty.
+
+    Raises:
+        CheckpointError: the file is missing, is not a checkpoint, is broken, or would have to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint at '{path}' (looked from '{Path.cwd()}'). Put the file there, or name another."
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"'{path}' ({path.stat().st_size} bytes) could not be read as a checkpoint of tensors: {error}\n"
+            "It may be cut off, or hold Python objects, which are never run here: download it again, or save its "
+            "state dict alone with torch.save(state_dict, path)."
+        ) from error
+    state = _unwrap(loaded)
+    if not state:
+        raise CheckpointError(
+            f"'{path}' holds no state dict: expected names mapped to tensors, "
+            f"found {type(loaded).__name__}{f' with keys {list(loaded)[:5]}' if isinstance(loaded, Mapping) else ''}."
+        )
+    return state, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"'{path}' ({path.stat().st_size} bytes) is not a whole safetensors file: {error}. Download it again."
+        ) from error
+
+
+def _unwrap(loaded: object) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping):
+        tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        if tensors:
+            return tensors
+        inner = next((loaded[k] for k in _STATE_DICT_KEYS if isinstance(loaded.get(k), Mapping)), None)
+        loaded = inner
+    return {}
+
+
+def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Takes ``prefix`` off every name if all names have it, else returns the names as they are."""
+    if state_dict and all(name.startswith(prefix) for name in state_dict):
+        return {name[len(prefix) :]: value for name, value in state_dict.items()}
+    return dict(state_dict)
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file so that whatever happens, ``path`` holds the old content or the new, never a part.
+
+    Args:
+        path: the file to write; its folder must exist.
+        write: is given the open binary file.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; what was at ``path`` is still there.
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a checkpoint gets the permissions that open() would have given it
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,53 @@
+"""The `lift-det` command. Each subcommand is a file here with an `add_parser(subparsers)`, and thin: rooms do the work.
+
+Nothing here imports more than the standard library until a subcommand runs, so that help is immediate, and so that
+`doctor` can run in an environment that is broken (see lift_det_cli.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lift_det.version import __version__
+
+from . import configs, doctor
+
+SUBCOMMANDS = (doctor, configs)
+
+_EPILOG = """\
+examples:
+  lift-det doctor                  is everything here that training needs, and what is missing?
+  lift-det configs                 the configs that come with lift_det
+  lift-det configs --path COCO/mask_rcnn_lift_vitdet_b_100ep.py
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; each subcommand's function is its default `run`."""
+    parser = argparse.ArgumentParser(
+        prog="lift-det",
+        description="LiFT and ViTDet in detectron2.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lift_det {__version__}")
+    subparsers = parser.add_subparsers(title="subcommands", dest="subcommand", metavar="SUBCOMMAND", required=True)
+    for subcommand in SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns its exit code: 0 is good, 1 is a failure that was explained, 2 a wrong command line."""
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as end:  # argparse has printed help or what is wrong
+        return end.code if isinstance(end.code, int) else 2
+    try:
+        return arguments.run(arguments)
+    except BrokenPipeError:
+        # `lift-det configs | head`: nothing is wrong, and Python is not to complain when it flushes at exit.
+        sys.stderr.close()
+        return 0

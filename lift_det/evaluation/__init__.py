@@ -1,0 +1,5 @@
+"""Evaluation: LiFT's reconstruction of features."""
+
+from .reconstruction import ReconstructionEvaluator
+
+__all__ = ["ReconstructionEvaluator"]

@@ -1,0 +1,23 @@
+"""Models: LiFT, the ViTs, the pyramid that joins them, and the detector around it. Importing fills detectron2's registries."""
+
+from .build import add_lift_config, build_lift_rcnn, build_lift_vitdet_backbone
+from .lift import BilinearUpsample, FeatureUpsampler, LiFT, load_lift, save_lift
+from .pyramid import LiFTFeaturePyramid
+from .rcnn import GeneralizedRCNN
+from .timm_vit import TimmViT
+from .vit import ViT
+
+__all__ = [
+    "BilinearUpsample",
+    "FeatureUpsampler",
+    "GeneralizedRCNN",
+    "LiFT",
+    "LiFTFeaturePyramid",
+    "TimmViT",
+    "ViT",
+    "add_lift_config",
+    "build_lift_rcnn",
+    "build_lift_vitdet_backbone",
+    "load_lift",
+    "save_lift",
+]

@@ -1,0 +1,127 @@
+"""yacs: the config nodes of lift_det and the names it adds to detectron2's registries. Nothing is registered elsewhere."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import nn
+
+from .lift import BilinearUpsample, FeatureUpsampler, LiFT
+from .pyramid import LiFTFeaturePyramid
+from .rcnn import GeneralizedRCNN
+from .timm_vit import TimmViT
+from .vit import ViT
+
+
+def add_lift_config(cfg: CfgNode) -> None:
+    """Adds what lift_det reads to a detectron2 config, with ViTDet-B's and the dense LiFT's values as defaults.
+
+    Call it after :func:`detectron2.config.get_cfg` and before merging a file.
+    """
+    cfg.MODEL.VIT = CfgNode()
+    # A timm name makes a TimmViT; empty makes detectron2's ViT from the values below
+    cfg.MODEL.VIT.TIMM_NAME = ""
+    cfg.MODEL.VIT.CHECKPOINT = ""  # of a TimmViT; a ViT's comes through MODEL.WEIGHTS
+    cfg.MODEL.VIT.PRETRAINED = False
+    cfg.MODEL.VIT.NORM = True  # a TimmViT's final norm on the map
+    cfg.MODEL.VIT.IMG_SIZE = 1024
+    cfg.MODEL.VIT.PATCH_SIZE = 16
+    cfg.MODEL.VIT.EMBED_DIM = 768
+    cfg.MODEL.VIT.DEPTH = 12
+    cfg.MODEL.VIT.NUM_HEADS = 12
+    cfg.MODEL.VIT.DROP_PATH_RATE = 0.1
+    cfg.MODEL.VIT.WINDOW_SIZE = 14
+    cfg.MODEL.VIT.WINDOW_BLOCK_INDEXES = [0, 1, 3, 4, 6, 7, 9, 10]
+    cfg.MODEL.VIT.PRETRAIN_IMG_SIZE = 224
+    cfg.MODEL.VIT.USE_ACT_CHECKPOINT = False
+    cfg.MODEL.VIT.FREEZE = False
+
+    cfg.MODEL.LIFT = CfgNode()
+    cfg.MODEL.LIFT.UPSAMPLER = "lift"  # "lift", "bilinear" or "none"
+    cfg.MODEL.LIFT.CHECKPOINT = ""
+    cfg.MODEL.LIFT.RESIDUAL = True
+    cfg.MODEL.LIFT.NORM = "BN"
+    cfg.MODEL.LIFT.STEPS = 1
+    cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 is the fast way
+    cfg.MODEL.LIFT.FREEZE = False
+    # Parts of the model that a checkpoint may fill in part; see lift_det.modeling.GeneralizedRCNN
+    cfg.MODEL.LIFT.ALLOW_PARTIAL = []
+
+    cfg.MODEL.SIMPLE_FPN = CfgNode()
+    cfg.MODEL.SIMPLE_FPN.OUT_CHANNELS = 256
+    cfg.MODEL.SIMPLE_FPN.SCALE_FACTORS = [2.0, 1.0, 0.5, 0.25]
+    cfg.MODEL.SIMPLE_FPN.NORM = "LN"
+    cfg.MODEL.SIMPLE_FPN.SQUARE_PAD = 1024
+
+    # tools/train_net.py: "ADAMW" with layer-wise decay as in ViTDet, or detectron2's "SGD"
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.VIT_LR_DECAY_RATE = 0.7
+
+
+@BACKBONE_REGISTRY.register()
+def build_lift_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """ViT, LiFT and simple feature pyramid from ``MODEL.VIT``, ``MODEL.LIFT`` and ``MODEL.SIMPLE_FPN``."""
+    net = _build_vit(cfg.MODEL.VIT, input_shape)
+    shape = net.output_shape()["last_feat"]
+    pyramid = cfg.MODEL.SIMPLE_FPN
+    return LiFTFeaturePyramid(
+        net,
+        _build_upsampler(cfg.MODEL.LIFT, shape),
+        in_feature="last_feat",
+        out_channels=pyramid.OUT_CHANNELS,
+        scale_factors=pyramid.SCALE_FACTORS,
+        steps=cfg.MODEL.LIFT.STEPS,
+        input_scale=cfg.MODEL.LIFT.INPUT_SCALE,
+        top_block=LastLevelMaxPool(),
+        norm=pyramid.NORM,
+        square_pad=pyramid.SQUARE_PAD,
+        freeze_net=cfg.MODEL.VIT.FREEZE,
+        freeze_lift=cfg.MODEL.LIFT.FREEZE,
+    )
+
+
+@META_ARCH_REGISTRY.register()
+def build_lift_rcnn(cfg: CfgNode) -> GeneralizedRCNN:
+    """lift_det's GeneralizedRCNN, which checks what it loads; detectron2's own has that name in the registry."""
+    return GeneralizedRCNN(cfg)
+
+
+def _build_vit(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    if cfg.TIMM_NAME:
+        return TimmViT(
+            cfg.TIMM_NAME,
+            pretrained=cfg.PRETRAINED,
+            checkpoint=cfg.CHECKPOINT,
+            norm=cfg.NORM,
+            use_act_checkpoint=cfg.USE_ACT_CHECKPOINT,
+        )
+    return ViT(
+        img_size=cfg.IMG_SIZE,
+        patch_size=cfg.PATCH_SIZE,
+        in_chans=input_shape.channels,
+        embed_dim=cfg.EMBED_DIM,
+        depth=cfg.DEPTH,
+        num_heads=cfg.NUM_HEADS,
+        drop_path_rate=cfg.DROP_PATH_RATE,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=cfg.WINDOW_SIZE,
+        window_block_indexes=cfg.WINDOW_BLOCK_INDEXES,
+        pretrain_img_size=cfg.PRETRAIN_IMG_SIZE,
+        use_act_checkpoint=cfg.USE_ACT_CHECKPOINT,
+    )
+
+
+def _build_upsampler(cfg: CfgNode, vit: ShapeSpec) -> FeatureUpsampler | None:
+    if cfg.UPSAMPLER == "none":
+        return None
+    if cfg.UPSAMPLER == "bilinear":
+        return BilinearUpsample()
+    if cfg.UPSAMPLER == "lift":
+        return LiFT(vit.channels, vit.stride, cfg.RESIDUAL, norm=cfg.NORM, checkpoint=cfg.CHECKPOINT)
+    raise ValueError(f"MODEL.LIFT.UPSAMPLER is '{cfg.UPSAMPLER}'; it can be 'lift', 'bilinear' or 'none'.")

@@ -1,0 +1,191 @@
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
+from detectron2.structures import ImageList
+from torch import nn
+
+from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, ViT
+
+
+class Patches(Backbone):
+    """A ViT without blocks: as quick as can be."""
+
+    def __init__(self, patch_size: int = 16, channels: int = 32):
+        super().__init__()
+        self.patch_size, self.channels = patch_size, channels
+        self.proj = nn.Conv2d(3, channels, patch_size, patch_size)
+        self.bn = nn.BatchNorm2d(channels)
+        self.seen: torch.Size | None = None
+
+    def forward(self, x):
+        self.seen = x.shape
+        return {"last_feat": self.bn(self.proj(x))}
+
+    def output_shape(self):
+        return {"last_feat": ShapeSpec(channels=self.channels, stride=self.patch_size)}
+
+
+def _pyramid(patch_size=16, lift="lift", **kwargs):
+    net = Patches(patch_size)
+    lift = LiFT(32, patch_size) if lift == "lift" else lift
+    kwargs = {"scale_factors": (2, 1, 0.5, 0.25), **kwargs}
+    return LiFTFeaturePyramid(net, lift, "last_feat", 8, **kwargs)
+
+
+def _small_vit(**kwargs):
+    return ViT(img_size=64, patch_size=16, embed_dim=32, depth=2, num_heads=2, use_rel_pos=True, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("factors", "norm"),
+    [
+        ((4.0, 2.0, 1.0, 0.5), "LN"),
+        ((2.0, 1.0, 0.5), "LN"),
+        ((2.0, 1.0, 0.5), ""),  # upstream cannot do without a norm at 4.0
+        ((1.0, 0.5), "GN"),
+    ],
+)
+def test_without_lift_it_is_upstreams_bit_for_bit(factors, norm):
+    top_block = LastLevelMaxPool() if 0.5 in factors else None
+    arguments = dict(in_feature="last_feat", out_channels=32, scale_factors=factors, top_block=top_block, norm=norm)
+    upstream = SimpleFeaturePyramid(_small_vit(), **arguments, square_pad=64)
+    ours = LiFTFeaturePyramid(_small_vit(), None, **arguments, square_pad=64)
+    ours.load_state_dict(upstream.state_dict(), strict=True)
+    x = torch.randn(2, 3, 64, 64)
+    expected, got = upstream.eval()(x), ours.eval()(x)
+    assert list(expected) == list(got)
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+    assert ours.output_shape() == upstream.output_shape()
+    assert isinstance(ours, SimpleFeaturePyramid)
+
+
+def test_no_norm_at_a_factor_of_four():
+    assert _pyramid(lift=None, norm="", scale_factors=(4, 2, 1)).eval()(torch.randn(1, 3, 64, 64))["p2"].shape[-1] == 16
+
+
+def test_same_seed_makes_the_same_pyramid_as_upstream():
+    arguments = dict(in_feature="last_feat", out_channels=8, scale_factors=(4.0, 2.0, 1.0, 0.5))
+    torch.manual_seed(3)
+    upstream = SimpleFeaturePyramid(Patches(), **arguments)
+    torch.manual_seed(3)
+    ours = LiFTFeaturePyramid(Patches(), None, **arguments)
+    assert all(torch.equal(v, ours.state_dict()[k]) for k, v in upstream.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "kwargs", "vit_sees", "strides"),
+    [
+        (16, {}, 128, [4, 8, 16, 32]),  # dense
+        (16, {"input_scale": 0.5, "scale_factors": (4, 2, 1, 0.5)}, 64, [4, 8, 16, 32]),  # fast
+        (16, {"input_scale": 0.25, "steps": 2, "scale_factors": (4, 2, 1, 0.5)}, 32, [4, 8, 16, 32]),
+        (14, {"input_scale": 14 / 16}, 112, [4, 8, 16, 32]),
+        (14, {"input_scale": 7 / 16, "scale_factors": (4, 2, 1, 0.5)}, 56, [4, 8, 16, 32]),
+        (8, {"scale_factors": (1, 0.5, 0.25, 0.125)}, 128, [4, 8, 16, 32]),
+        (32, {"scale_factors": (8, 4, 2, 1, 0.5, 0.25)}, 128, [2, 4, 8, 16, 32, 64]),
+        (16, {"lift": None, "steps": 3, "scale_factors": (4, 2, 1, 0.5)}, 128, [4, 8, 16, 32]),
+    ],
+)
+def test_strides_and_what_the_vit_sees(patch_size, kwargs, vit_sees, strides):
+    pyramid = _pyramid(patch_size, **kwargs).eval()
+    x = torch.randn(1, 3, 128, 128)
+    out = pyramid(x)
+    assert [shape.stride for shape in pyramid.output_shape().values()] == strides
+    assert {k: 128 // v.shape[-1] for k, v in out.items()} == {f"p{s.bit_length() - 1}": s for s in strides}
+    assert tuple(pyramid.net.seen[-2:]) == (vit_sees, vit_sees)
+
+
+def test_rectangles():
+    out = _pyramid(14, input_scale=14 / 16).eval()(torch.randn(2, 3, 64, 160))
+    assert [tuple(v.shape[-2:]) for v in out.values()] == [(16, 40), (8, 20), (4, 10), (2, 5)]
+
+
+def test_bilinear_and_fresh_lift_agree_and_are_one_line_apart():
+    torch.manual_seed(0)
+    lifted = _pyramid().eval()
+    bilinear = _pyramid(lift=BilinearUpsample()).eval()
+    bilinear.load_state_dict({k: v for k, v in lifted.state_dict().items() if not k.startswith("lift.")})
+    x = torch.randn(1, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(lifted(x).values(), bilinear(x).values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"patch_size": 14}, "14/16"),
+        ({"input_scale": 0.75}, "power of two"),
+        ({"scale_factors": (2, 1, 0.25)}, "twice the one before"),
+        ({"scale_factors": (3, 1.5)}, "power of two"),
+        ({"scale_factors": ()}, "scale_factors"),
+        ({"scale_factors": (2, 1, 0.5), "top_block": LastLevelMaxPool()}, "'p5'"),
+        ({"square_pad": 1000}, "multiple of 32"),
+    ],
+)
+def test_impossible_pyramids_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        _pyramid(**kwargs)
+
+
+def _pad(pyramid, *sizes):
+    return ImageList.from_tensors(
+        [torch.randn(3, *size) for size in sizes],
+        pyramid.size_divisibility,
+        padding_constraints=pyramid.padding_constraints,
+    ).tensor
+
+
+def test_padding_without_a_square_is_to_the_strides():
+    # upstream misspells the constraint, and nothing is padded
+    pyramid = _pyramid().eval()
+    for sizes in ([(50, 70)], [(50, 70), (65, 33)]):
+        x = _pad(pyramid, *sizes)
+        assert x.shape[-2] % 32 == 0 and x.shape[-1] % 32 == 0
+        pyramid(x)
+    fast = _pyramid(32, input_scale=0.5, scale_factors=(8, 4, 2), lift=None)  # patches of 64 pixels of the image
+    assert _pad(fast, (50, 70)).shape[-2:] == (64, 128)
+
+
+def test_square_padding_and_larger_images():
+    pyramid = _pyramid(square_pad=64).eval()
+    assert _pad(pyramid, (50, 40)).shape[-2:] == (64, 64)
+    assert _pad(pyramid, (50, 40), (64, 64)).shape[-2:] == (64, 64)
+    assert pyramid(_pad(pyramid, (50, 40)))["p2"].shape[-2:] == (16, 16)
+    for sizes in ([(65, 40)], [(50, 40), (40, 65)]):  # upstream crops the first and raises on the second
+        with pytest.raises(ValueError, match="larger than square_pad=64"):
+            pyramid(_pad(pyramid, *sizes))
+
+
+def test_unpadded_batch_is_refused():
+    with pytest.raises(ValueError, match="multiples of 32"):
+        _pyramid()(torch.randn(1, 3, 64, 48))
+
+
+@pytest.mark.parametrize("freeze_net", [True, False])
+@pytest.mark.parametrize("freeze_lift", [True, False])
+def test_freezing_survives_train_and_keeps_statistics(freeze_net, freeze_lift):
+    pyramid = _pyramid(freeze_net=freeze_net, freeze_lift=freeze_lift)
+    nn.init.normal_(pyramid.lift.outc.weight)
+    before = {k: v.clone() for k, v in pyramid.state_dict().items()}
+    pyramid.train()
+    assert pyramid.net.training is not freeze_net
+    assert pyramid.lift.training is not freeze_lift
+    optimizer = torch.optim.SGD([p for p in pyramid.parameters() if p.requires_grad], lr=0.1)
+    sum(level.square().mean() for level in pyramid(torch.randn(2, 3, 64, 64)).values()).backward()
+    # every parameter that may train has a gradient: DDP needs no find_unused_parameters
+    assert all(p.grad is not None for p in pyramid.parameters() if p.requires_grad)
+    optimizer.step()
+    changed = {k for k, v in pyramid.state_dict().items() if not torch.equal(v, before[k])}
+    assert any(k.startswith("simfp_2.") for k in changed)
+    for prefix, frozen in (("net.", freeze_net), ("lift.", freeze_lift)):
+        statistics = {k for k in changed if k.startswith(prefix) and "running_mean" in k}
+        weights = {k for k in changed if k.startswith(prefix) and k.endswith("weight")}
+        assert bool(statistics) is not frozen
+        assert bool(weights) is not frozen
+
+
+def test_frozen_lift_passes_gradients_to_the_vit():
+    pyramid = _pyramid(freeze_lift=True)
+    pyramid(torch.randn(2, 3, 64, 64))["p2"].square().mean().backward()
+    assert pyramid.net.proj.weight.grad.abs().sum() > 0

@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Trains or evaluates a LazyConfig.
+
+    python tools/lazyconfig_train_net.py --config-file configs/COCO/mask_rcnn_lift_vitdet_b_100ep.py --num-gpus 8
+    python tools/lazyconfig_train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
+    python tools/lazyconfig_train_net.py --config-file CONFIG --resume
+
+Every config also runs with detectron2's own script of this name. This one adds: hooks and a trainer stated in the
+config (lift_det.engine.do_train), checkpoints that a kill cannot break, safetensors.
+"""
+
+import argparse
+
+import lift_det  # noqa: F401  registers data sets
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine.defaults import create_ddp_model
+from lift_det.engine import Checkpointer, do_test, do_train
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    default_setup(cfg, args)
+    if not args.eval_only:
+        do_train(args, cfg)
+        return
+    model = instantiate(cfg.model).to(cfg.train.device)
+    model = create_ddp_model(model, **cfg.train.ddp)
+    Checkpointer(model).load(cfg.train.init_checkpoint)
+    do_test(cfg, model)
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
