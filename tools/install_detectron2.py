@@ -55,6 +55,8 @@ def main() -> int:
         works, details = verify()
         if works:
             print(f"detectron2 {details} with ViTDet is already in {check.detectron2_folder()}: nothing to do.")
+            if not (check.detectron2_folder().parent / "tools" / "lazyconfig_train_net.py").is_file():
+                print("Its tools/lazyconfig_train_net.py is not beside it; lift_det's own does the same and more.")
             return 0
         print(
             f"The detectron2 in {check.detectron2_folder()} has ViTDet but does not import:\n{details}\n"
@@ -69,8 +71,8 @@ def main() -> int:
     print(" ".join(command), flush=True)
     if subprocess.run(command).returncode != 0:
         print(
-            "pip could not install it (its message is above). The wheel is for Linux on x86-64; elsewhere build "
-            "detectron2 from source, which needs a C++ compiler:\n"
+            "pip could not install it; its message is above. If your package index has no such wheel, build detectron2 "
+            "from source, which needs a C++ compiler:\n"
             f"    {sys.executable} -m pip install --no-build-isolation "
             "'git+https://github.com/facebookresearch/detectron2.git'",
             file=sys.stderr,

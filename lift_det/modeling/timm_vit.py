@@ -58,7 +58,7 @@ class TimmViT(Backbone):
             names, or another release's that timm itself converts. Only a classifier may be left over. Positions of
             another grid are resized; half precision becomes float32.
         norm: give the map behind the last LayerNorm, as frozen features are used, or before it, as in ViTDet.
-            Then the LayerNorm is removed, since DistributedDataParallel refuses parameters without gradients.
+            With False it is removed, because DistributedDataParallel refuses parameters without gradients.
             Models that normalise only the pooled vector (``fc_norm``) have none; timm's map is then the same for both.
         window_size: side of a window, in patches; 0 for none.
         window_block_indexes: blocks, counted from 0, that attend within windows.
@@ -151,6 +151,7 @@ class TimmViT(Backbone):
                 f"them to multiples of {self.patch_size} (TimmViT.size_divisibility)."
             )
         grid = (height // self.patch_size, width // self.patch_size)
+        # timm's own steps, one by one, because none of its public forwards lets a block see anything but the whole grid
         embedded = self.vit._pos_embed(self.vit.patch_embed(x))
         # Eva gives its rotary embeddings beside the tokens: (HW, D), or (depth, heads, HW, D) where they are learned
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)

@@ -1,0 +1,159 @@
+"""The trainers from the command line, as a user starts them: ours, detectron2's own, yacs, two processes, a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from detectron2.config import instantiate
+
+from lift_det import model_zoo
+from lift_det.data import write_synthetic_coco
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ROOT / "tools" / "lazyconfig_train_net.py"
+UPSTREAMS = Path(sysconfig.get_path("purelib")) / "tools" / "lazyconfig_train_net.py"
+CONFIG = "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
+# the shipped config made so small that starting Python takes longer than training
+TINY = [
+    "model.backbone.net.embed_dim=32",
+    "model.backbone.net.depth=1",
+    "model.backbone.net.num_heads=2",
+    "model.backbone.lift.in_channels=32",
+    "dataloader.train.total_batch_size=2",
+    "train.log_period=1",
+    "train.eval_period=0",
+]
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    write_synthetic_coco(root, num_train=8, num_val=2)
+    return root
+
+
+def _start(command, synthetic):
+    env = {**os.environ, "DETECTRON2_DATASETS": str(synthetic), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _run(command, synthetic, timeout=240):
+    process = _start(command, synthetic)
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def _metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+needs_upstreams_tool = pytest.mark.skipif(
+    not UPSTREAMS.is_file(), reason="this detectron2 came without its tools/ (a build from source does not install them)"
+)
+
+
+@pytest.mark.parametrize("tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"])
+def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
+    options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
+    _run([tool, "--config-file", CONFIG, *options], synthetic)
+    last = _metrics(tmp_path)[-1]
+    assert {"bbox/AP50", "segm/AP50"} <= set(last)
+    assert 0 < last["total_loss"] < 20
+    output = _run(
+        [tool, "--config-file", CONFIG, "--eval-only", *options, f"train.init_checkpoint={tmp_path}/model_final.pth"],
+        synthetic,
+    )
+    assert "copypaste: Task: segm" in output
+
+
+def test_lift_trains_with_either_tool(synthetic, tmp_path):
+    tool = UPSTREAMS if UPSTREAMS.is_file() else OURS
+    options = [
+        "model.net.embed_dim=32",
+        "model.net.depth=1",
+        "model.net.num_heads=2",
+        "model.lift.in_channels=32",
+        "dataloader.train.total_batch_size=2",
+        "train.max_iter=3",
+        "train.eval_period=3",
+        "train.log_period=1",
+    ]
+    config = "configs/quick_schedules/lift_synthetic_cpu.py"
+    _run([tool, "--config-file", config, f"train.output_dir={tmp_path}/lift", *options], synthetic)
+    scores = {k: v for k, v in _metrics(tmp_path / "lift")[-1].items() if k.startswith("cosine_2x")}
+    assert set(scores) == {"cosine_2x/lift", "cosine_2x/bilinear"} and all(-1 <= v <= 1 for v in scores.values())
+    # its checkpoint starts a detector: the ViT and LiFT come from it, the rest does not
+    checkpoint = f"train.init_checkpoint={tmp_path}/lift/model_final.pth"
+    output = _run(
+        [OURS, "--config-file", CONFIG, *TINY, f"train.output_dir={tmp_path}/rcnn", "train.max_iter=1", checkpoint],
+        synthetic,
+    )
+    assert "backbone.net.*: all 18 tensors loaded" in output
+    assert "backbone.lift.*: all 37 tensors loaded" in output
+    assert "roi_heads.mask* (20 tensors) is not in the checkpoint" in output
+
+
+def test_yacs(synthetic, tmp_path):
+    config = "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml"
+    _run([ROOT / "tools" / "train_net.py", "--config-file", config, "OUTPUT_DIR", tmp_path], synthetic)
+    last = _metrics(tmp_path)[-1]
+    assert last["iteration"] == 3 and {"bbox/AP", "segm/AP"} <= set(last)
+
+
+@pytest.mark.parametrize("freeze_lift", [True, False])
+def test_two_processes_end_with_the_same_parameters(freeze_lift, synthetic, tmp_path):
+    options = [
+        *TINY,
+        f"train.output_dir={tmp_path}",
+        "train.max_iter=3",
+        "train.device=cpu",
+        "train.ddp.device_ids=null",
+        f"model.backbone.freeze_lift={freeze_lift}",
+        f"train.hooks=[{{_target_:tests.engine.compare_ranks.CompareRanks,path:{tmp_path}/ranks.txt}}]",
+    ]
+    _run([OURS, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto", *options], synthetic)
+    processes, difference = (tmp_path / "ranks.txt").read_text().split()
+    assert (processes, float(difference)) == ("2", 0.0)
+    assert len(_metrics(tmp_path)) == 3
+
+
+@needs_upstreams_tool
+def test_two_processes_with_detectron2s_own_tool(synthetic, tmp_path):
+    options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.device=cpu", "train.ddp.device_ids=null"]
+    _run([UPSTREAMS, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto", *options], synthetic)
+    assert len(_metrics(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"])
+def test_resumes_after_kill_9(tool, synthetic, tmp_path):
+    total = 60
+    options = [*TINY, f"train.output_dir={tmp_path}", f"train.max_iter={total}", "train.checkpointer.period=5"]
+    command = [tool, "--config-file", CONFIG, *options]
+    process = _start(command, synthetic)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "model_0000009.pth").exists() or len(_metrics(tmp_path)) < 12:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = _metrics(tmp_path)
+    last = int((tmp_path / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
+    assert 9 <= last < total - 1
+
+    _run([*command, "--resume"], synthetic)
+    resumed = _metrics(tmp_path)[len(killed) :]
+    assert [m["iteration"] for m in resumed] == list(range(last + 1, total))
+    cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.py")
+    multiplier = instantiate(cfg.lr_multiplier)
+    for m in (*killed, *resumed):
+        assert m["lr"] == pytest.approx(cfg.optimizer.lr * multiplier(m["iteration"] / total), rel=1e-6)

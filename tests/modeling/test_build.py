@@ -1,0 +1,71 @@
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
+
+from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, TimmViT, ViT, add_lift_config, model_zoo
+from lift_det.modeling import GeneralizedRCNN
+
+
+def _config(*opts):
+    cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml")
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def test_registered_backbone_and_detector():
+    assert "build_lift_vitdet_backbone" in BACKBONE_REGISTRY
+    model = build_model(_config())
+    assert isinstance(model, GeneralizedRCNN)
+    assert (type(model.backbone), type(model.backbone.net)) == (LiFTFeaturePyramid, ViT)
+    assert isinstance(model.backbone.lift, LiFT)
+    assert [s.stride for s in model.backbone.output_shape().values()] == [4, 8, 16, 32, 64]
+
+
+def test_yacs_and_lazy_config_of_the_same_name_build_the_same_model():
+    from detectron2.config import instantiate
+
+    small = ("MODEL.VIT.DEPTH", 2, "MODEL.VIT.EMBED_DIM", 64, "MODEL.VIT.NUM_HEADS", 2, "MODEL.DEVICE", "cpu")
+    yacs = model_zoo.get_config("COCO/mask_rcnn_lift_vitdet_b_100ep.yaml")
+    yacs.merge_from_list([*small, "MODEL.VIT.WINDOW_BLOCK_INDEXES", [0]])
+    lazy = model_zoo.get_config("COCO/mask_rcnn_lift_vitdet_b_100ep.py")
+    lazy.model.backbone.net.update(dict(depth=2, embed_dim=64, num_heads=2, window_block_indexes=[0]))
+    a, b = build_model(yacs), instantiate(lazy.model)
+    assert {k: v.shape for k, v in a.state_dict().items()} == {k: v.shape for k, v in b.state_dict().items()}
+    assert a.backbone.padding_constraints == b.backbone.padding_constraints
+    assert (a.pixel_mean.tolist(), a.pixel_std.tolist()) == (b.pixel_mean.tolist(), b.pixel_std.tolist())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bilinear", BilinearUpsample), ("none", type(None))])
+def test_controls(name, kind):
+    # without LiFT the map has the ViT's stride: ViTDet's own factors, one octave up
+    factors = [2.0, 1.0, 0.5, 0.25] if name == "none" else [1.0, 0.5, 0.25, 0.125]
+    cfg = _config("MODEL.LIFT.UPSAMPLER", name, "MODEL.SIMPLE_FPN.SCALE_FACTORS", factors)
+    assert type(build_backbone(cfg).lift) is kind
+    with pytest.raises(ValueError, match="'lift', 'bilinear' or 'none'"):
+        build_backbone(_config("MODEL.LIFT.UPSAMPLER", "nearest"))
+
+
+def test_timm_and_freezing():
+    cfg = _config(
+        "MODEL.VIT.TIMM_NAME", "vit_tiny_patch16_224",
+        "MODEL.VIT.FREEZE", True,
+        "MODEL.LIFT.FREEZE", True,
+        "MODEL.SIMPLE_FPN.SCALE_FACTORS", [2.0, 1.0, 0.5, 0.25],
+    )  # fmt: skip
+    backbone = build_backbone(cfg)
+    assert isinstance(backbone.net, TimmViT)
+    assert {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad} == {
+        "simfp_2",
+        "simfp_3",
+        "simfp_4",
+        "simfp_5",
+    }
+
+
+def test_add_lift_config_keeps_upstreams_defaults():
+    upstream, ours = get_cfg(), get_cfg()
+    add_lift_config(ours)
+    for name in ("VIT", "LIFT", "SIMPLE_FPN"):
+        del ours.MODEL[name]
+    del ours.SOLVER["OPTIMIZER"], ours.SOLVER["VIT_LR_DECAY_RATE"]
+    assert ours == upstream

@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Trains or evaluates a yacs config (.yaml), as detectron2's script of this name does.
+
+    python tools/train_net.py --config-file configs/COCO/mask_rcnn_lift_vitdet_b_100ep.yaml --num-gpus 8
+    python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
+
+New work is better off with a LazyConfig (tools/lazyconfig_train_net.py), which has ViTDet's loader, too.
+"""
+
+import argparse
+import os
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
+from detectron2.solver import build_optimizer, get_default_optimizer_params
+from detectron2.utils import comm
+from lift_det import add_lift_config
+from lift_det.data import DatasetMapper
+from lift_det.engine import Checkpointer, get_lift_vit_lr_decay_rate
+from torch import nn
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's DefaultTrainer with ViTDet's optimizer, COCO's evaluator, and errors that name a broken image."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> torch.utils.data.DataLoader:
+        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+        return build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "ADAMW":
+            raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; it can be 'ADAMW' or 'SGD'.")
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            lr_factor_func=partial(
+                get_lift_vit_lr_decay_rate,
+                lr_decay_rate=cfg.SOLVER.VIT_LR_DECAY_RATE,
+                num_layers=cfg.MODEL.VIT.DEPTH,
+            ),
+            overrides={"pos_embed": {"weight_decay": 0.0}},
+        )
+        return torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    cfg = get_cfg()
+    add_lift_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
