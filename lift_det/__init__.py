@@ -1,4 +1,4 @@
-"""lift_det: LiFT (Suri et al., ECCV 2024) in detectron2. Importing fills detectron2's registries, and does nothing else."""
+"""lift_det: LiFT (Suri et al., ECCV 2024) in detectron2. Importing it fills detectron2's registries, no more."""
 
 from .requirements_check import require_detectron2
 

@@ -11,10 +11,11 @@ config (lift_det.engine.do_train), checkpoints that a kill cannot break, safeten
 
 import argparse
 
-import lift_det  # noqa: F401  registers data sets
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.engine.defaults import create_ddp_model
+
+import lift_det  # noqa: F401  registers data sets
 from lift_det.engine import Checkpointer, do_test, do_train
 
 

@@ -18,10 +18,11 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
 from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.utils import comm
+from torch import nn
+
 from lift_det import add_lift_config
 from lift_det.data import DatasetMapper
 from lift_det.engine import Checkpointer, get_lift_vit_lr_decay_rate
-from torch import nn
 
 
 class Trainer(DefaultTrainer):

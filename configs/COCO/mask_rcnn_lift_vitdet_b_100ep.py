@@ -1,6 +1,6 @@
 # Dense, the paper's way: the ViT sees 1024 pixels, LiFT takes its map of stride 16 to stride 8.
-# A LiFT that was trained on this ViT's features: model.backbone.lift.checkpoint=lift.safetensors (without one it starts as
-# bilinear upsampling and learns with the detector). On several GPUs with one image each: model.backbone.lift.norm=SyncBN.
+# A LiFT that was trained on this ViT's features: model.backbone.lift.checkpoint=lift.safetensors. Without one it starts
+# as bilinear upsampling and learns with the detector. Several GPUs, one image each: model.backbone.lift.norm=SyncBN.
 from detectron2.config import LazyCall as L
 
 from lift_det.modeling import LiFT

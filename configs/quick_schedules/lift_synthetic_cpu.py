@@ -1,5 +1,5 @@
-# The first half of `make quickstart`: LiFT's own training, a few steps on the features of a small ViT. The ViT is untrained;
-# the detector (mask_rcnn_lift_synthetic_cpu) starts from this training's checkpoint, which holds the ViT, too.
+# The first half of `make quickstart`: LiFT's own training, a few steps on the features of a small, untrained ViT.
+# The detector (mask_rcnn_lift_synthetic_cpu) starts from this training's checkpoint, which holds the ViT, too.
 import os
 
 from detectron2 import model_zoo

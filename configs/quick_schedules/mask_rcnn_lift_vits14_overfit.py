@@ -1,5 +1,5 @@
-# Does the whole chain learn? A real ViT-S/14, frozen, LiFT, pyramid and detectron2's heads on 8 real images of COCO, evaluated
-# on the same 8. On a CPU, in minutes. $LIFT_DET_WEIGHTS/vit_small_patch14_fp16.safetensors holds the ViT.
+# Does the whole chain learn? A real ViT-S/14, frozen, LiFT, pyramid and detectron2's heads on 8 real images of COCO,
+# evaluated on the same 8. On a CPU, in minutes. $LIFT_DET_WEIGHTS/vit_small_patch14_fp16.safetensors holds the ViT.
 import os
 
 import detectron2.data.transforms as T

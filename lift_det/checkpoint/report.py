@@ -194,7 +194,9 @@ def _partial_message(
     lines = []
     for group in problems:
         names = lacking[group]
-        lines.append(f"The checkpoint fits '{group}*' only in part: {there[group]} of {there[group] + len(names)} tensors.")
+        lines.append(
+            f"The checkpoint fits '{group}*' only in part: {there[group]} of {there[group] + len(names)} tensors."
+        )
         lines += _lines("do not fit", [f"{n}: expected {tuple(expected[n].shape)}, {what_came(n)}" for n in names])
     # roi_heads come in several groups, which a new number of classes changes together
     allow = sorted({"roi_heads" if g.startswith("roi_heads") else g.rstrip(".") for g in problems})

@@ -15,8 +15,8 @@ from lift_det.modeling.lift import LiFT, bilinear_2x, resize_images
 class LiFTPretraining(nn.Module):
     """Trains LiFT to give the features of an image from those of the image at half size (section 3.1 of the paper).
 
-    Full size is reconstructed from half, and half from quarter. The ViT is frozen and stays in evaluation mode. Its name
-    here is ``backbone.net`` and LiFT's is ``backbone.lift``, as in a detector: a checkpoint of this model is an
+    Full size is reconstructed from half, and half from quarter. The ViT is frozen and stays in evaluation mode. Its
+    name here is ``backbone.net`` and LiFT's is ``backbone.lift``, as in a detector: a checkpoint of this model is an
     ``init_checkpoint`` of one.
     """
 
@@ -51,7 +51,7 @@ class LiFTPretraining(nn.Module):
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | list[dict[str, float]]:
         """
         Args:
-            batch: of dicts with ``"image"``, (3, H, W) on the 0 to 255 scale; all of one size, a multiple of four patches.
+            batch: of dicts with ``"image"``, (3, H, W) on the 0 to 255 scale; all of one size, multiples of four patches.
 
         Returns:
             In training the losses, each one minus the mean cosine similarity. In evaluation, for each image, the cosine

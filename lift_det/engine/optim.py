@@ -1,4 +1,4 @@
-"""AdamW that clips the gradients' norm, for trainers that do not: detectron2's lazy trainer leaves it to the optimizer."""
+"""AdamW that clips the gradients' norm, because detectron2's lazy trainer leaves that to the optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training and evaluation from a LazyConfig: detectron2's loop, with the trainer and the hooks that a config may state."""
+"""Training and evaluation from a LazyConfig: detectron2's loop, with the trainer and the hooks a config states."""
 
 from __future__ import annotations
 

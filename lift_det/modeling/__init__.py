@@ -1,4 +1,4 @@
-"""Models: LiFT, the ViTs, the pyramid that joins them, and the detector around it. Importing fills detectron2's registries."""
+"""Models: LiFT, the ViTs, the pyramid that joins them, and the detector around it."""
 
 from .build import add_lift_config, build_lift_rcnn, build_lift_vitdet_backbone
 from .lift import BilinearUpsample, FeatureUpsampler, LiFT, load_lift, save_lift

@@ -1,4 +1,4 @@
-"""yacs: the config nodes of lift_det and the names it adds to detectron2's registries. Nothing is registered elsewhere."""
+"""yacs: the config nodes of lift_det and the names added to detectron2's registries, which happens here alone."""
 
 from __future__ import annotations
 

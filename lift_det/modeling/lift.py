@@ -167,7 +167,7 @@ class LiFT(FeatureUpsampler):
         other = {k: metadata[k] for k in settings if k in metadata and metadata[k] != settings[k]}
         if other:
             raise CheckpointError(
-                f"'{source}' holds a LiFT with {other}, and this one has {({k: settings[k] for k in other})}. "
+                f"'{source}' holds a LiFT with {other}, and this one has { ({k: settings[k] for k in other}) }. "
                 "Make the config say what the file holds, or train a LiFT for this ViT."
             )
         load_strictly(

@@ -24,8 +24,8 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
     - *fast*: the ViT sees the image at half size (``input_scale=0.5``), and LiFT brings the map back to the size it
       has in ViTDet, so that pyramid, heads and checkpoints are ViTDet's own (``scale_factors=(4, 2, 1, 0.5)``).
 
-    The map that the pyramid starts from has stride ``net.stride / 2**steps / input_scale`` in pixels of the image. A ViT
-    of patch 14 reaches powers of two with an ``input_scale`` of 14/16 (or 7/16): a patch is then 16 (32) pixels of the
+    The map that the pyramid starts from has stride ``net.stride / 2**steps / input_scale`` in pixels of the image. A
+    ViT of patch 14 reaches powers of two with an ``input_scale`` of 14/16 (or 7/16): a patch is then 16 (32) pixels of the
     image. Scaling the image leaves the pretrained patch embedding as it is, where resampling the embedding to 16 pixels
     changes the features.
 
@@ -94,7 +94,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         # levels are named p2, p3, … by the logarithm of their stride
         self._out_feature_strides = {f"p{int(math.log2(s))}": s for s in strides_all}
         self._out_features = list(self._out_feature_strides)
-        self._out_feature_channels = {name: out_channels for name in self._out_features}
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
         levels = self._out_features[: len(strides)]
         if top_block is not None and top_block.in_feature not in (*levels, in_feature):
             raise ValueError(
@@ -133,7 +133,8 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         """What :class:`detectron2.structures.ImageList` pads to.
 
         A square is asked for as a divisibility of ``square_pad``, not as ImageList's ``square_size``: with that a lone
-        larger image is cropped without a word. This way it is padded to twice the square, which :meth:`forward` refuses.
+        larger image is cropped without a word. This way it is padded to more than the square, which
+        :meth:`forward` refuses.
         """
         return {"size_divisibility": self._square_pad or self._size_divisibility, "square_size": 0}
 
@@ -148,6 +149,25 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         Raises:
             ValueError: an image larger than ``square_pad``, or not a multiple of :attr:`size_divisibility`.
         """
+        bottom_up, features = self.forward_features(x)
+        results = [stage(features) for stage in self.stages]
+        if self.top_block is not None:
+            source = bottom_up.get(self.top_block.in_feature)
+            if source is None:
+                source = results[self._out_features.index(self.top_block.in_feature)]
+            results.extend(self.top_block(source))
+        return dict(zip(self._out_features, results, strict=True))
+
+    def forward_features(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Everything before the pyramid.
+
+        Args:
+            x: as in :meth:`forward`.
+
+        Returns:
+            What the ViT gives, and the map that the pyramid starts from, (N, C, H / s, W / s) with ``s`` the stride
+            ``net.stride / 2**steps / input_scale``: the ViT's map after LiFT.
+        """
         self._check_size(x)
         # what the ViT sees
         images = resize_images(x, (round(x.shape[-2] * self.input_scale), round(x.shape[-1] * self.input_scale)))
@@ -156,13 +176,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         features = bottom_up[self.in_feature]
         if self.steps:
             features = self.lift.upsample(images, features, self.steps, original=x)
-        results = [stage(features) for stage in self.stages]
-        if self.top_block is not None:
-            source = bottom_up.get(self.top_block.in_feature)
-            if source is None:
-                source = results[self._out_features.index(self.top_block.in_feature)]
-            results.extend(self.top_block(source))
-        return dict(zip(self._out_features, results, strict=True))
+        return bottom_up, features
 
     def _check_size(self, x: Tensor) -> None:
         height, width = x.shape[-2:]
@@ -184,8 +198,8 @@ def _power_of_two(stride: float, what: str, net_stride: float, input_scale: floa
     rounded = round(stride)
     if abs(stride - rounded) > 1e-6 or rounded < 1 or rounded & (rounded - 1):
         raise ValueError(
-            f"{what} has stride {stride:g} in pixels of the image (net stride {net_stride} / input_scale {input_scale:g}), "
-            f"and a pyramid needs a power of two. For patches of 14 pixels set input_scale to 14/16 or 7/16."
+            f"{what} has stride {stride:g} in pixels of the image (net stride {net_stride} / input_scale "
+            f"{input_scale:g}), and a pyramid needs a power of two. For patches of 14 pixels set input_scale to 14/16 or 7/16."
         )
     return rounded
 
@@ -195,8 +209,8 @@ def _level_strides(patch_stride: int, steps: int, scale_factors: Sequence[float]
     powers_of_two = all(s >= 1 and s == int(s) and int(s) & (int(s) - 1) == 0 for s in strides)
     if not strides or not powers_of_two or any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
         raise ValueError(
-            f"scale_factors {tuple(scale_factors)} on a map of stride {patch_stride / 2**steps:g} give levels of strides "
-            f"{strides}; each has to be a power of two and twice the one before."
+            f"scale_factors {tuple(scale_factors)} on a map of stride {patch_stride / 2**steps:g} give levels of "
+            f"strides {strides}; each has to be a power of two and twice the one before."
         )
     return [int(s) for s in strides]
 

@@ -71,7 +71,9 @@ def test_unreadable_files_are_named(tmp_path):
         assert name in str(error.value)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"epoch": 1, "state_dict": {"model": s}}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"epoch": 1, "state_dict": {"model": s}}]
+)
 def test_wrappings_come_off(tmp_path, wrap):
     torch.save(wrap({"a": torch.ones(2)}), tmp_path / "x.pth")
     assert read_state_dict(tmp_path / "x.pth")[0].keys() == {"a"}

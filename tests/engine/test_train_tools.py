@@ -41,7 +41,12 @@ def synthetic(tmp_path_factory):
 def _start(command, synthetic):
     env = {**os.environ, "DETECTRON2_DATASETS": str(synthetic), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -57,11 +62,14 @@ def _metrics(folder):
 
 
 needs_upstreams_tool = pytest.mark.skipif(
-    not UPSTREAMS.is_file(), reason="this detectron2 came without its tools/ (a build from source does not install them)"
+    not UPSTREAMS.is_file(),
+    reason="this detectron2 came without its tools/ (a build from source does not install them)",
 )
 
 
-@pytest.mark.parametrize("tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"])
+@pytest.mark.parametrize(
+    "tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"]
+)
 def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
     options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
     _run([tool, "--config-file", CONFIG, *options], synthetic)
@@ -128,12 +136,20 @@ def test_two_processes_end_with_the_same_parameters(freeze_lift, synthetic, tmp_
 
 @needs_upstreams_tool
 def test_two_processes_with_detectron2s_own_tool(synthetic, tmp_path):
-    options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.device=cpu", "train.ddp.device_ids=null"]
+    options = [
+        *TINY,
+        f"train.output_dir={tmp_path}",
+        "train.max_iter=2",
+        "train.device=cpu",
+        "train.ddp.device_ids=null",
+    ]
     _run([UPSTREAMS, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto", *options], synthetic)
     assert len(_metrics(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"])
+@pytest.mark.parametrize(
+    "tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"]
+)
 def test_resumes_after_kill_9(tool, synthetic, tmp_path):
     total = 60
     options = [*TINY, f"train.output_dir={tmp_path}", f"train.max_iter={total}", "train.checkpointer.period=5"]

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.modeling.deterministic import fill_deterministically, wave
 from torch.testing import assert_close
 
 from lift_det import BilinearUpsample, LiFT, load_lift
 from lift_det.checkpoint import CheckpointError
 from lift_det.modeling import save_lift
 from lift_det.modeling.lift import bilinear_2x
+from tests.modeling.deterministic import fill_deterministically, wave
 
 # Made by running the authors' own lift.py (github.com/saksham-s/lift, commit fd6d929, LiFT(8, patch, pre_shape=False,
 # post_shape=False) in evaluation mode) on the weights and inputs of deterministic.py.
@@ -77,7 +77,9 @@ def test_recursion_enlarges_the_image_between_steps():
     assert torch.equal(lift.upsample(images, features, 0), features)
     # with the image at hand, the second step looks at the real thing
     original = torch.randn(2, 3, 32, 48)
-    assert_close(lift.upsample(images, features, 2, original), lift(original, lift(images, features)), atol=1e-6, rtol=0)
+    assert_close(
+        lift.upsample(images, features, 2, original), lift(original, lift(images, features)), atol=1e-6, rtol=0
+    )
 
 
 def test_bilinear_has_lifts_interface():

@@ -107,7 +107,9 @@ def test_another_class_count_is_refused_unless_allowed(vitdet_file, checkpointer
     cfg = _config("COCO/mask_rcnn_lift_vitdet_b_fast_100ep.py")
     cfg.roi_heads.num_classes = 5
     model = instantiate(cfg)
-    with pytest.raises(CheckpointError, match=r"roi_heads(.|\n)*cls_score.weight: expected \(6, 32\)(.|\n)*num_classes") as error:
+    with pytest.raises(
+        CheckpointError, match=r"roi_heads(.|\n)*cls_score.weight: expected \(6, 32\)(.|\n)*num_classes"
+    ) as error:
         checkpointer(model).load(vitdet_file)
     assert "model.allow_partial=[roi_heads]" in str(error.value)
     if checkpointer is Checkpointer:  # ours sees the shape that came, before upstream drops it

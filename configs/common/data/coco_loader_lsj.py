@@ -1,4 +1,4 @@
-# COCO with ViTDet's large-scale jitter: flip, scale by 0.1 to 2.0, crop to 1024 × 1024 (arXiv 2203.16527, appendix A.2).
+# COCO with ViTDet's large-scale jitter: flip, scale by 0.1 to 2.0, crop to 1024 (arXiv 2203.16527, appendix A.2).
 import detectron2.data.transforms as T
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L

@@ -1,0 +1,136 @@
+"""Pictures to look at: predictions beside the ground truth, and a ViT's features beside the lifted ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import Tensor, nn
+
+from lift_det.modeling.lift import bilinear_2x
+from lift_det.modeling.pyramid import LiFTFeaturePyramid
+
+_CELL_HEIGHT = 384  # of one image in a picture, in pixels
+_MARGIN = 6
+
+
+def draw_predictions(
+    model: nn.Module,
+    dataset_dicts: Sequence[dict],
+    metadata: Metadata,
+    mapper: Callable[[dict], dict],
+    path: str | os.PathLike,
+    score_threshold: float = 0.5,
+    columns: int = 2,
+) -> None:
+    """Writes a PNG in which every image stands twice: with its ground truth, then with what the model predicts.
+
+    Args:
+        model: a detector; left in the mode it was in.
+        dataset_dicts: detectron2's, with annotations.
+        metadata: of the data set, for the class names.
+        mapper: makes the model's input of a dataset dict, as the test loader's does.
+        path: of the PNG.
+        score_threshold: predictions below it are not drawn.
+        columns: pairs in a row.
+    """
+    was_training = model.training
+    model.eval()
+    cells = []
+    for dataset_dict in dataset_dicts:
+        with torch.no_grad():
+            instances: Instances = model([mapper(dataset_dict)])[0]["instances"].to("cpu")
+        image = read_image(dataset_dict["file_name"], "RGB")
+        scale = _CELL_HEIGHT / image.shape[0]
+        truth = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_dataset_dict(dataset_dict)
+        drawn = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_instance_predictions(
+            instances[instances.scores >= score_threshold]
+        )
+        cells += [_titled(truth.get_image(), "ground truth"), _titled(drawn.get_image(), "predicted")]
+    model.train(was_training)
+    _write_grid(cells, 2 * columns, path)
+
+
+@torch.no_grad()
+def draw_features(
+    backbone: LiFTFeaturePyramid, images: Tensor, mean: Tensor, std: Tensor, path: str | os.PathLike
+) -> None:
+    """Writes a PNG with a row for each image: the image, its features, those upsampled bilinearly, the lifted ones.
+
+    Colours are the first three principal components of the ViT's features of that image.
+
+    Args:
+        backbone: with a LiFT in it, ``steps`` of any number; bilinear upsampling goes as far.
+        images: (N, 3, H, W), RGB on the 0 to 255 scale, of a size that the backbone takes.
+        mean: (3, 1, 1) on that scale, as the detector has it.
+        std: likewise.
+        path: of the PNG.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    bottom_up, lifted = backbone.forward_features((images - mean) / std)
+    backbone.train(was_training)
+    features = bottom_up[backbone.in_feature]
+    bilinear = features
+    for _ in range(backbone.steps):
+        bilinear = bilinear_2x(bilinear)
+    cells = []
+    for i in range(len(images)):
+        colour = _principal_colours(features[i])
+        cells.append(_titled(_enlarge(images[i].permute(1, 2, 0).numpy().astype(np.uint8)), "image"))
+        for name, maps in (("ViT", features), ("bilinear", bilinear), ("LiFT", lifted)):
+            title = f"{name} {maps.shape[-2]}x{maps.shape[-1]}"
+            cells.append(_titled(_enlarge(colour(maps[i])), title))
+    _write_grid(cells, 4, path)
+
+
+def _principal_colours(features: Tensor) -> Callable[[Tensor], np.ndarray]:
+    """From (C, h, w), a function that maps any (C, ?, ?) to (?, ?, 3) uint8 colours along its principal axes."""
+    flat = features.flatten(1).T.float()  # (h·w, C)
+    centre = flat.mean(0)
+    _, _, axes = torch.linalg.svd(flat - centre, full_matrices=False)
+    projected = (flat - centre) @ axes[:3].T
+    low, high = projected.quantile(0.02, dim=0), projected.quantile(0.98, dim=0)
+
+    def colour(maps: Tensor) -> np.ndarray:
+        values = (maps.flatten(1).T.float() - centre) @ axes[:3].T
+        values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return (values.reshape(*maps.shape[1:], 3).numpy() * 255).astype(np.uint8)
+
+    return colour
+
+
+def _enlarge(image: np.ndarray) -> np.ndarray:
+    """To the height of a cell, showing every pixel as a square: nothing is to look smoother than it is."""
+    width = round(image.shape[1] * _CELL_HEIGHT / image.shape[0])
+    return cv2.resize(image, (width, _CELL_HEIGHT), interpolation=cv2.INTER_NEAREST)
+
+
+def _titled(image: np.ndarray, title: str) -> np.ndarray:
+    bar = np.full((28, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(bar, title, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([bar, image])
+
+
+def _write_grid(cells: Sequence[np.ndarray], columns: int, path: str | os.PathLike) -> None:
+    """Writes (h, w, 3) RGB cells as a grid on white; cells of a column are as wide as its widest."""
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(min(columns, len(cells)))]
+    heights = [max(cell.shape[0] for cell in row) for row in rows]
+    canvas = np.full((sum(h + _MARGIN for h in heights), sum(w + _MARGIN for w in widths), 3), 255, np.uint8)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for cell, width in zip(row, widths, strict=False):
+            canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+            left += width + _MARGIN
+        top += height + _MARGIN
+    if not cv2.imwrite(str(path), canvas[:, :, ::-1]):
+        raise OSError(f"The picture '{path}' could not be written.")
