@@ -2,7 +2,7 @@
 """The whole chain on data that the project draws itself, on a CPU in minutes: `make quickstart`.
 
 Draws the synthetic COCO data set, trains LiFT on a small ViT's features, trains a small Mask R-CNN with that LiFT in
-it, and evaluates it on held-out images, with the tools and configs that a user of COCO runs. Results: output/quickstart/.
+it, and evaluates it on held-out images, by the tools and configs that a user of COCO runs. Results: output/quickstart.
 """
 
 import argparse
@@ -126,11 +126,10 @@ def _closing_table(args: argparse.Namespace, lift: dict, detector: dict, seconds
     table = "\n".join(f"  {name:<42}{value}" for name, value in rows)
     return (
         f"\n{table}\n"
-        f"  A {parameters / 1e6:.1f}M-parameter detector, {detector['iteration'] + 1} iterations from random weights on "
-        f"{args.num_train}\n"
-        f"  synthetic images of 128 pixels, evaluated on {args.num_val} others. Its ViT has convolutional residual blocks\n"
-        "  (an option of ViTDet's), and was untrained when LiFT was trained on it. This shows that everything works\n"
-        "  together; it says nothing about COCO.\n"
+        f"  A {parameters / 1e6:.1f}M-parameter detector, {detector['iteration'] + 1} iterations from random weights\n"
+        f"  on {args.num_train} synthetic images of 128 pixels, evaluated on {args.num_val} others. Its ViT has\n"
+        "  convolutional residual blocks (ViTDet's own option), and was untrained when LiFT was trained on it.\n"
+        "  This shows that everything works together; it says nothing about COCO.\n"
     )
 
 

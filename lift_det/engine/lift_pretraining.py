@@ -51,7 +51,8 @@ class LiFTPretraining(nn.Module):
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | list[dict[str, float]]:
         """
         Args:
-            batch: of dicts with ``"image"``, (3, H, W) on the 0 to 255 scale; all of one size, multiples of four patches.
+            batch: of dicts with ``"image"``, (3, H, W) on the 0 to 255 scale, all of one size:
+                multiples of four patches.
 
         Returns:
             In training the losses, each one minus the mean cosine similarity. In evaluation, for each image, the cosine

@@ -25,9 +25,9 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
       has in ViTDet, so that pyramid, heads and checkpoints are ViTDet's own (``scale_factors=(4, 2, 1, 0.5)``).
 
     The map that the pyramid starts from has stride ``net.stride / 2**steps / input_scale`` in pixels of the image. A
-    ViT of patch 14 reaches powers of two with an ``input_scale`` of 14/16 (or 7/16): a patch is then 16 (32) pixels of the
-    image. Scaling the image leaves the pretrained patch embedding as it is, where resampling the embedding to 16 pixels
-    changes the features.
+    ViT of patch 14 reaches powers of two with an ``input_scale`` of 14/16 (or 7/16): a patch is then 16 (32) pixels of
+    the image. Scaling the image leaves the pretrained patch embedding as it is; resampling the embedding to patches of
+    16 pixels would change the features.
 
     Names in the state dict are ViTDet's (``net.*``, ``simfp_2.*`` …), and ``lift.*``. With ``lift=None``, upstream's
     scale factors and ``input_scale=1`` the outputs are upstream's, bit for bit.
@@ -199,7 +199,8 @@ def _power_of_two(stride: float, what: str, net_stride: float, input_scale: floa
     if abs(stride - rounded) > 1e-6 or rounded < 1 or rounded & (rounded - 1):
         raise ValueError(
             f"{what} has stride {stride:g} in pixels of the image (net stride {net_stride} / input_scale "
-            f"{input_scale:g}), and a pyramid needs a power of two. For patches of 14 pixels set input_scale to 14/16 or 7/16."
+            f"{input_scale:g}), and a pyramid needs a power of two. For patches of 14 pixels set "
+            "input_scale to 14/16 or 7/16."
         )
     return rounded
 
