@@ -9,24 +9,24 @@ New work is better off with a LazyConfig (tools/lazyconfig_train_net.py), which 
 
 import argparse
 import os
-from functools import partial
+import weakref
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup, launch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
-from detectron2.solver import build_optimizer, get_default_optimizer_params
+from detectron2.solver.build import build_optimizer, get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
 from lift_det import add_lift_config
-from lift_det.data import DatasetMapper
-from lift_det.engine import Checkpointer, get_lift_vit_lr_decay_rate
+from lift_det.data import DatasetMapper, get_dataset_dicts
+from lift_det.engine import Checkpointer, LayerDecay
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's DefaultTrainer with ViTDet's optimizer, COCO's evaluator, and errors that name a broken image."""
+    """detectron2's DefaultTrainer with ViTDet's optimizer, COCO's evaluator, and lift_det's errors and checkpoints."""
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -34,11 +34,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> torch.utils.data.DataLoader:
-        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
+        dataset = get_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True), dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        return build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(
+            get_dataset_dicts(dataset_name, filter_empty=False),
+            mapper=DatasetMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -50,14 +55,20 @@ class Trainer(DefaultTrainer):
             model,
             base_lr=cfg.SOLVER.BASE_LR,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            lr_factor_func=partial(
-                get_lift_vit_lr_decay_rate,
-                lr_decay_rate=cfg.SOLVER.VIT_LR_DECAY_RATE,
-                num_layers=cfg.MODEL.VIT.DEPTH,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=LayerDecay(
+                cfg.SOLVER.VIT_LR_DECAY_RATE, model.backbone.net.depth, lift_lr_rate=cfg.SOLVER.LIFT_LR_RATE
             ),
             overrides={"pos_embed": {"weight_decay": 0.0}},
         )
-        return torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    def build_hooks(self) -> list[HookBase]:
+        # here, because the hooks are about to take hold of upstream's
+        self.checkpointer = Checkpointer(self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        return super().build_hooks()
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

@@ -13,7 +13,6 @@ model.backbone.freeze_net = True
 model.backbone.lift.in_channels = 384
 model.backbone.lift.patch_size = 16
 train.init_checkpoint = ""
-optimizer.params.pop("lr_factor_func")  # there is nothing pretrained to train gently
 
 # 25 ep = 46094 iters * 64 images/iter / 118000 images/ep; steps at 8/9 and 26/27 as in the 100 epochs
 train.max_iter = 46094

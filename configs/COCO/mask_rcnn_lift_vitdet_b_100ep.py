@@ -1,6 +1,7 @@
 # Dense, the paper's way: the ViT sees 1024 pixels, LiFT takes its map of stride 16 to stride 8.
-# A LiFT that was trained on this ViT's features: model.backbone.lift.checkpoint=lift.safetensors. Without one it starts
-# as bilinear upsampling and learns with the detector. Several GPUs, one image each: model.backbone.lift.norm=SyncBN.
+# LiFT starts as bilinear upsampling and learns with the detector, at the heads' rate. For one that was trained on
+# this ViT: model.backbone.lift.checkpoint=FILE optimizer.params.lr_factor_func.lift_lr_rate=0.7 (the last block's).
+# Several GPUs with one image each: model.backbone.lift.norm=SyncBN.
 from detectron2.config import LazyCall as L
 
 from lift_det.modeling import LiFT
@@ -15,3 +16,4 @@ model.backbone.lift = L(LiFT)(
     checkpoint="",
 )
 model.backbone.scale_factors = (2.0, 1.0, 0.5, 0.25)  # p2 to p5 from stride 8
+train.ddp.broadcast_buffers = True  # LiFT's BatchNorm statistics are to be the same on every rank

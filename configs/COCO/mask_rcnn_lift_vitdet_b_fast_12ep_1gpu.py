@@ -1,4 +1,4 @@
-# One GPU with 24 GB: the fast way, batch 4, activation checkpointing.
+# One GPU: the fast way, batch 4, activation checkpointing. Meant for 24 GB, not measured on one yet.
 from .mask_rcnn_lift_vitdet_b_fast_100ep import dataloader, lr_multiplier, model, optimizer, train
 
 dataloader.train.total_batch_size = 4

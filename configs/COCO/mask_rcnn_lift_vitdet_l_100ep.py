@@ -1,8 +1,4 @@
 # Dense, ViT-L.
-from functools import partial
-
-from lift_det.engine import get_lift_vit_lr_decay_rate
-
 from .mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
 
 train.init_checkpoint = "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_large.pth?matching_heuristics=True"
@@ -14,4 +10,4 @@ model.backbone.net.drop_path_rate = 0.4
 # 5, 11, 17, 23 attend globally
 model.backbone.net.window_block_indexes = [i for i in range(24) if i % 6 != 5]
 
-optimizer.params.lr_factor_func = partial(get_lift_vit_lr_decay_rate, num_layers=24, lr_decay_rate=0.8)
+optimizer.params.lr_factor_func.update(lr_decay_rate=0.8, num_layers=24)

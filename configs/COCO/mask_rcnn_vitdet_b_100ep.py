@@ -1,12 +1,10 @@
 # The baseline, ViTDet-B without LiFT: the values of detectron2's projects/ViTDet, which its packages do not contain.
-from functools import partial
-
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from lift_det.engine import get_lift_vit_lr_decay_rate
+from lift_det.engine import LayerDecay
 
 from ..common.data.coco_loader_lsj import dataloader
 from ..common.models.mask_rcnn_vitdet import model
@@ -29,5 +27,5 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 optimizer = model_zoo.get_config("common/optim.py").AdamW
-optimizer.params.lr_factor_func = partial(get_lift_vit_lr_decay_rate, num_layers=12, lr_decay_rate=0.7)
+optimizer.params.lr_factor_func = L(LayerDecay)(lr_decay_rate=0.7, num_layers=12, lift_lr_rate=1.0)
 optimizer.params.overrides = {"pos_embed": {"weight_decay": 0.0}}

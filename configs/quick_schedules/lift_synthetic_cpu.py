@@ -48,6 +48,7 @@ optimizer.weight_decay = 0.01
 
 train = model_zoo.get_config("common/train.py").train
 train.device = "cpu"
+train.ddp.broadcast_buffers = True  # BatchNorm statistics are to be the same on every rank
 train.output_dir = "./output/lift_synthetic"
 train.max_iter = 100
 train.eval_period = 100

@@ -50,19 +50,20 @@ _heads.mask_head.conv_dims = [_channels] * 3
 
 optimizer._target_ = ClippedAdamW
 optimizer.max_norm = 1.0
-optimizer.lr = 1e-3
+optimizer.lr = 2e-3
 optimizer.weight_decay = 0.05
-optimizer.params.pop("lr_factor_func")  # nothing is pretrained
+optimizer.params.pop("lr_factor_func")  # the ViT is not pretrained
 
 train.device = "cpu"
 train.amp.enabled = False
+train.ddp.fp16_compression = False  # only AMP scales the gradients for it
 train.init_checkpoint = ""  # `make quickstart` gives that of lift_synthetic_cpu
 train.output_dir = "./output/mask_rcnn_synthetic"
-train.max_iter = 1400
-train.eval_period = 1400
+train.max_iter = 700
+train.eval_period = 700
 train.log_period = 20
 train.checkpointer.period = 350
 lr_multiplier.scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=0.01)
-lr_multiplier.warmup_length = 100 / train.max_iter
+lr_multiplier.warmup_length = 50 / train.max_iter
 
 del lift, net  # they are in the model

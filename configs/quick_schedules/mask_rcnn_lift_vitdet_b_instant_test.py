@@ -3,6 +3,7 @@ from ..COCO.mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, mode
 
 train.device = "cpu"
 train.amp.enabled = False
+train.ddp.fp16_compression = False  # only AMP scales the gradients for it
 train.init_checkpoint = ""
 train.max_iter = 2
 train.log_period = 1

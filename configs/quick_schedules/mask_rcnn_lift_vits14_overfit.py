@@ -14,6 +14,7 @@ image_size = 320
 
 train.device = "cpu"
 train.amp.enabled = False
+train.ddp.fp16_compression = False  # only AMP scales the gradients for it
 train.output_dir = "./output/overfit"
 train.max_iter = 300
 train.eval_period = 300

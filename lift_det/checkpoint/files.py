@@ -71,13 +71,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unwrap(loaded: object) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping):
-        tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
-        if tensors:
-            return tensors
-        inner = next((loaded[k] for k in _STATE_DICT_KEYS if isinstance(loaded.get(k), Mapping)), None)
-        loaded = inner
-    return {}
+    if not isinstance(loaded, Mapping):
+        return {}
+    # wrappings first: beside them training checkpoints hold loose tensors, such as random states
+    for key in _STATE_DICT_KEYS:
+        inner = _unwrap(loaded.get(key))
+        if inner:
+            return inner
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
 
 
 def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _LAYER_SCALE = re.compile(r"(^|\.)(ls[12]\.gamma|gamma_[12]|layer_scale[12]\.lambda1)$")
 # ViTDet adds relative positions to a ViT that was pretrained without: their tables start from zero.
 _REL_POS = re.compile(r"\.rel_pos_[hw]$")
+_BLOCK = re.compile(r"blocks\.\d+\.")
 
 
 @dataclass
@@ -89,9 +90,10 @@ def load_strictly(
         CheckpointError: with the whole report.
     """
     report = compare_state_dicts(module.state_dict(), state_dict)
-    # BatchNorm's step counter is absent from old files, and is not needed to run
-    for name in [n for n in report.missing if n.endswith("num_batches_tracked")]:
-        del report.missing[name]
+    # BatchNorm's step counter is absent from old files and from frozen norms, and is not needed to run
+    for names in (report.missing, report.unexpected):
+        for name in [n for n in names if n.endswith("num_batches_tracked")]:
+            del names[name]
     patterns = [re.compile(p) for p in ignore_unexpected]
     left_over = [
         name for name in report.unexpected if _LAYER_SCALE.search(name) or not any(p.match(name) for p in patterns)
@@ -99,7 +101,7 @@ def load_strictly(
     if report.missing or report.mismatched or left_over:
         raise CheckpointError(f"'{source}' does not fit {type(module).__name__}: {report}\n{hint}".rstrip())
     with torch.no_grad():
-        module.load_state_dict({k: v for k, v in state_dict.items() if k not in report.unexpected}, strict=False)
+        module.load_state_dict({name: state_dict[name] for name in report.matched}, strict=False)
     logger.info("Loaded '%s' into %s: %s", source, type(module).__name__, report)
     return report
 
@@ -117,7 +119,7 @@ def check_partial_load(
     A detector is loaded in part on purpose all the time: a ViT without heads, a ViTDet checkpoint without LiFT. Each
     *group* of names must then be there whole or not at all. Part of a group means that some of its tensors had another
     shape (another width, patch size or class count) or another depth: detectron2 would warn and train what is
-    left from random numbers.
+    left from random numbers. A ViT that was pretrained without relative positions may leave them out.
 
     Args:
         expected: the model's state dict.
@@ -152,14 +154,23 @@ def check_partial_load(
         return next(g for g in groups if name.startswith(g))
 
     there = Counter(group_of(name) for name in report.matched)
+    without_rel_pos = not any(_REL_POS.search(name) for name in given)
     lacking: dict[str, list[str]] = {}
     for name in [*report.missing, *report.mismatched]:
-        if not _REL_POS.search(name) and not name.endswith("num_batches_tracked"):
+        optional = name.endswith("num_batches_tracked") or (without_rel_pos and _REL_POS.search(name))
+        if not optional:
             lacking.setdefault(group_of(name), []).append(name)
+    # what a deeper ViT has more; names without a prefix are those of a bare ViT that the heuristics could not place
+    for name in report.unexpected:
+        group = (
+            group_of(name) if group_of(name) in required else required[0] if required and _BLOCK.match(name) else None
+        )
+        if group and not any(other.endswith("." + name) for other in expected):
+            lacking.setdefault(group, []).append(name)
     summary, problems = [], []
     for group in sorted(lacking, key=groups.index):
         names = lacking[group]
-        absent = not there[group] and not any(name in report.mismatched for name in names)
+        absent = not there[group] and all(name in report.missing for name in names)
         if absent and group not in required:
             summary.append(f"{group}* ({len(names)} tensors) is not in the checkpoint: keeps its own initialisation")
         elif any(group.startswith(prefix) for prefix in allow_partial):
@@ -182,6 +193,11 @@ def _partial_message(
     expected: Mapping[str, Tensor],
     report: LoadReport,
 ) -> str:
+    def fit(name: str) -> str:
+        if name in report.unexpected:
+            return f"{name}: got {report.unexpected[name]}, which the model does not have"
+        return f"{name}: expected {tuple(expected[name].shape)}, {what_came(name)}"
+
     def what_came(name: str) -> str:
         if name in report.mismatched:
             return f"got {report.mismatched[name][1]}"
@@ -197,12 +213,12 @@ def _partial_message(
         lines.append(
             f"The checkpoint fits '{group}*' only in part: {there[group]} of {there[group] + len(names)} tensors."
         )
-        lines += _lines("do not fit", [f"{n}: expected {tuple(expected[n].shape)}, {what_came(n)}" for n in names])
+        lines += _lines("do not fit", [fit(name) for name in names])
     # roi_heads come in several groups, which a new number of classes changes together
     allow = sorted({"roi_heads" if g.startswith("roi_heads") else g.rstrip(".") for g in problems})
     lines.append(
         "Most often the config has another embed_dim, depth, patch_size, img_size or num_classes than the checkpoint: "
         "make them equal. To train new class predictors, or to keep what fits, say so: "
-        f"model.allow_partial=[{','.join(allow)}]"
+        f"model.allow_partial=[{','.join(allow)}] (yacs: MODEL.LIFT.ALLOW_PARTIAL)"
     )
     return "\n".join(lines)

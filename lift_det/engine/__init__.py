@@ -2,15 +2,15 @@
 
 from .checkpointer import Checkpointer
 from .lift_pretraining import LiFTPretraining
-from .lr_decay import get_lift_vit_lr_decay_rate
+from .lr_decay import LayerDecay
 from .optim import ClippedAdamW
 from .train import do_test, do_train
 
 __all__ = [
     "Checkpointer",
     "ClippedAdamW",
+    "LayerDecay",
     "LiFTPretraining",
     "do_test",
     "do_train",
-    "get_lift_vit_lr_decay_rate",
 ]

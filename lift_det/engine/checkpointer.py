@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from lift_det.checkpoint import read_state_dict, write_atomically
+from lift_det.checkpoint import read_state_dict, strip_prefix, write_atomically
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -41,9 +41,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         # Upstream drops tensors of another shape before the model sees them; models that check what they load (see
-        # GeneralizedRCNN) are shown them first, so that their message can name both shapes.
+        # CheckedLoading) are shown them first, so that their message can name both shapes.
         check = getattr(self.model, "check_state_dict", None)
         if check is not None and not checkpoint.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
-            check(checkpoint["model"])
+            check(strip_prefix(checkpoint["model"], "module."))
         return super()._load_model(checkpoint)

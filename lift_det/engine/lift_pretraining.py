@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
+from lift_det.modeling.checked_loading import CheckedLoading
 from lift_det.modeling.lift import LiFT, bilinear_2x, resize_images
 
 
-class LiFTPretraining(nn.Module):
+class LiFTPretraining(CheckedLoading, nn.Module):
     """Trains LiFT to give the features of an image from those of the image at half size (section 3.1 of the paper).
 
     Full size is reconstructed from half, and half from quarter. The ViT is frozen and stays in evaluation mode. Its

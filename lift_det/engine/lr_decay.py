@@ -6,27 +6,42 @@ from __future__ import annotations
 _EMBEDDINGS = (".pos_embed", ".patch_embed", ".cls_token", ".dist_token", ".reg_token", ".norm_pre")
 
 
-def get_lift_vit_lr_decay_rate(
-    name: str, lr_decay_rate: float = 1.0, num_layers: int = 12, lift_lr_rate: float = 1.0
-) -> float:
+class LayerDecay:
     """The factor on the learning rate of a parameter, for ``get_default_optimizer_params(lr_factor_func=…)``.
 
     As detectron2's ``get_vit_lr_decay_rate``: ``lr_decay_rate`` to the power of the number of layers above. That one
-    knows only detectron2's ViT; this one also knows the prefix tokens of timm's, and LiFT.
-
-    Args:
-        name: the parameter's name in the detector, such as ``"backbone.net.blocks.3.attn.qkv.weight"``.
-        lr_decay_rate: from layer to layer.
-        num_layers: blocks of the ViT.
-        lift_lr_rate: LiFT's factor. 1 (the heads' rate) suits one that starts untrained; one that was trained on this
-            ViT's features belongs to the pretrained part: give it ``lr_decay_rate``, the last block's.
+    knows only detectron2's ViT, and a pretrained LiFT would train at the heads' rate; this one also knows the prefix
+    tokens of timm's ViTs, and LiFT. A class, so that a LazyConfig's values can be overridden one by one.
     """
-    if name.startswith("backbone.lift."):
-        return lift_lr_rate
-    layer = num_layers + 1
-    if name.startswith("backbone.net."):
-        if ".blocks." in name and ".residual." not in name:
-            layer = int(name.split(".blocks.")[1].split(".")[0]) + 1
-        elif any(part in name for part in _EMBEDDINGS):
-            layer = 0
-    return lr_decay_rate ** (num_layers + 1 - layer)
+
+    def __init__(self, lr_decay_rate: float, num_layers: int, lift_lr_rate: float = 1.0) -> None:
+        """
+        Args:
+            lr_decay_rate: from layer to layer.
+            num_layers: blocks of the ViT.
+            lift_lr_rate: LiFT's factor. 1 (the heads' rate) suits one that starts untrained; one that was trained on
+                this ViT's features belongs to the pretrained part: give it ``lr_decay_rate``, the last block's.
+        """
+        self.lr_decay_rate = lr_decay_rate
+        self.num_layers = num_layers
+        self.lift_lr_rate = lift_lr_rate
+
+    def __call__(self, name: str) -> float:
+        """
+        Args:
+            name: the parameter's, such as ``"backbone.net.blocks.3.attn.qkv.weight"``.
+
+        Raises:
+            ValueError: a block that ``num_layers`` does not count: its rate would grow instead of decaying.
+        """
+        if name.startswith("backbone.lift."):
+            return self.lift_lr_rate
+        layer = self.num_layers + 1
+        if name.startswith("backbone.net."):
+            if ".blocks." in name and ".residual." not in name:
+                layer = int(name.split(".blocks.")[1].split(".")[0]) + 1
+                if layer > self.num_layers:
+                    raise ValueError(f"'{name}' is beyond num_layers={self.num_layers}: set it to the ViT's depth.")
+            elif any(part in name for part in _EMBEDDINGS):
+                layer = 0
+        return self.lr_decay_rate ** (self.num_layers + 1 - layer)

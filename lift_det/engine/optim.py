@@ -16,8 +16,13 @@ class ClippedAdamW(torch.optim.AdamW):
         Args:
             params: as AdamW's.
             max_norm: of all gradients together (L2).
-            kwargs: as AdamW's.
+            kwargs: as AdamW's, but for ``fused``, which under AMP is given scaled gradients.
+
+        Raises:
+            ValueError: ``fused=True``.
         """
+        if kwargs.get("fused"):
+            raise ValueError("ClippedAdamW cannot be fused: AMP gives a fused optimizer its gradients still scaled.")
         super().__init__(params, **kwargs)
         self.max_norm = max_norm
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.data.detection_utils import read_image
+from detectron2.evaluation import inference_context
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import Tensor, nn
@@ -41,11 +42,9 @@ def draw_predictions(
         score_threshold: predictions below it are not drawn.
         columns: pairs in a row.
     """
-    was_training = model.training
-    model.eval()
     cells = []
     for dataset_dict in dataset_dicts:
-        with torch.no_grad():
+        with inference_context(model), torch.no_grad():
             instances: Instances = model([mapper(dataset_dict)])[0]["instances"].to("cpu")
         image = read_image(dataset_dict["file_name"], "RGB")
         scale = _CELL_HEIGHT / image.shape[0]
@@ -54,7 +53,6 @@ def draw_predictions(
             instances[instances.scores >= score_threshold]
         )
         cells += [_titled(truth.get_image(), "ground truth"), _titled(drawn.get_image(), "predicted")]
-    model.train(was_training)
     _write_grid(cells, 2 * columns, path)
 
 
@@ -73,11 +71,9 @@ def draw_features(
         std: likewise.
         path: of the PNG.
     """
-    was_training = backbone.training
-    backbone.eval()
-    bottom_up, lifted = backbone.forward_features((images - mean) / std)
-    backbone.train(was_training)
-    features = bottom_up[backbone.in_feature]
+    with inference_context(backbone):
+        bottom_up, lifted = backbone.forward_features((images - mean) / std)
+    images, lifted, features = images.cpu(), lifted.cpu(), bottom_up[backbone.in_feature].cpu()
     bilinear = features
     for _ in range(backbone.steps):
         bilinear = bilinear_2x(bilinear)

@@ -29,7 +29,7 @@ def get_config_file(name: str) -> str:
 
     Args:
         name: its path under `configs/`, such as `COCO/mask_rcnn_lift_vitdet_b_100ep.py`. The suffix may be left out;
-            `.py` is then tried before `.yaml`. Parts of configs (`common/coco_loader_lsj.py`) are found too.
+            `.py` is then tried before `.yaml`. Parts of configs (`common/data/coco_loader_lsj.py`) are found too.
 
     Raises:
         ConfigNotFoundError: there is none; the message has the names closest to it.

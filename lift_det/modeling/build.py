@@ -24,11 +24,14 @@ def add_lift_config(cfg: CfgNode) -> None:
     Call it after :func:`detectron2.config.get_cfg` and before merging a file.
     """
     cfg.MODEL.VIT = CfgNode()
-    # A timm name makes a TimmViT; empty makes detectron2's ViT from the values below
+    cfg.MODEL.VIT.FREEZE = False
+    cfg.MODEL.VIT.USE_ACT_CHECKPOINT = False
+    # A timm name makes a TimmViT, of which the next three are; windows and drop path are for LazyConfigs
     cfg.MODEL.VIT.TIMM_NAME = ""
-    cfg.MODEL.VIT.CHECKPOINT = ""  # of a TimmViT; a ViT's comes through MODEL.WEIGHTS
+    cfg.MODEL.VIT.CHECKPOINT = ""
     cfg.MODEL.VIT.PRETRAINED = False
-    cfg.MODEL.VIT.NORM = True  # a TimmViT's final norm on the map
+    cfg.MODEL.VIT.NORM = True  # the final norm on the map
+    # Without a timm name these make detectron2's ViT; its weights come through MODEL.WEIGHTS
     cfg.MODEL.VIT.IMG_SIZE = 1024
     cfg.MODEL.VIT.PATCH_SIZE = 16
     cfg.MODEL.VIT.EMBED_DIM = 768
@@ -38,8 +41,6 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.VIT.WINDOW_SIZE = 14
     cfg.MODEL.VIT.WINDOW_BLOCK_INDEXES = [0, 1, 3, 4, 6, 7, 9, 10]
     cfg.MODEL.VIT.PRETRAIN_IMG_SIZE = 224
-    cfg.MODEL.VIT.USE_ACT_CHECKPOINT = False
-    cfg.MODEL.VIT.FREEZE = False
 
     cfg.MODEL.LIFT = CfgNode()
     cfg.MODEL.LIFT.UPSAMPLER = "lift"  # "lift", "bilinear" or "none"
@@ -61,11 +62,16 @@ def add_lift_config(cfg: CfgNode) -> None:
     # tools/train_net.py: "ADAMW" with layer-wise decay as in ViTDet, or detectron2's "SGD"
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.VIT_LR_DECAY_RATE = 0.7
+    cfg.SOLVER.LIFT_LR_RATE = 1.0  # LiFT's factor; VIT_LR_DECAY_RATE for one that comes trained
 
 
 @BACKBONE_REGISTRY.register()
 def build_lift_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """ViT, LiFT and simple feature pyramid from ``MODEL.VIT``, ``MODEL.LIFT`` and ``MODEL.SIMPLE_FPN``."""
+    """ViT, LiFT and simple feature pyramid from ``MODEL.VIT``, ``MODEL.LIFT`` and ``MODEL.SIMPLE_FPN``.
+
+    ``MODEL.META_ARCHITECTURE: build_lift_rcnn`` belongs with it: detectron2's GeneralizedRCNN does not check what of a
+    checkpoint fits.
+    """
     net = _build_vit(cfg.MODEL.VIT, input_shape)
     shape = net.output_shape()["last_feat"]
     pyramid = cfg.MODEL.SIMPLE_FPN

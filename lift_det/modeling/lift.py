@@ -97,6 +97,9 @@ class LiFT(FeatureUpsampler):
         self.in_channels = in_channels
         self.patch_size = patch_size
         self.residual = residual
+        self.norm = norm
+        # goes into state dicts beside the tensors, which look alike in both kinds; the authors' files have 1
+        self._version = 2 if residual else 1
         self.metadata: dict[str, str] = {}
         #: pixels of a patch in the image branch, which reduces by 8 and, unless patches are that small, pools by 2
         self._patch_pixels = 8 if patch_size == 8 else 16
@@ -162,6 +165,16 @@ class LiFT(FeatureUpsampler):
             "residual": str(self.residual).lower(),
         }
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+        version = local_metadata.get("version")
+        if version is not None and version != self._version:
+            kinds = {1: "the paper's (residual=False)", 2: "a residual one (residual=True)"}
+            raise CheckpointError(
+                f"The LiFT in this checkpoint is {kinds.get(version, f'of version {version}')}, and the model's is "
+                f"{kinds[self._version]}: make the config say what the checkpoint holds."
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
     def _load(self, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
         settings = self._settings()
         other = {k: metadata[k] for k in settings if k in metadata and metadata[k] != settings[k]}
@@ -172,7 +185,7 @@ class LiFT(FeatureUpsampler):
             )
         load_strictly(
             self,
-            strip_prefix(state_dict, "module."),
+            _lift_part(state_dict),
             source,
             hint=f"This LiFT is for {settings}: it fits one ViT's width. Name the LiFT that belongs to your ViT.",
         )
@@ -183,7 +196,8 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
     """Loads a trained LiFT; everything about it is read from the file.
 
     Args:
-        path: a file that :func:`save_lift` wrote, or one of the authors' ``.pth`` files.
+        path: a file that :func:`save_lift` wrote, a checkpoint of LiFT's training or of a detector, or one of the
+            authors' ``.pth`` files.
         patch_size: needed where the file does not say it (the authors' do not).
         residual: likewise; the authors' files are ``False``.
 
@@ -194,7 +208,7 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
         CheckpointError: no such file, not a LiFT, or settings that neither the file nor the caller gives.
     """
     state_dict, metadata = read_state_dict(path)
-    state_dict = strip_prefix(state_dict, "module.")
+    state_dict = _lift_part(state_dict)
     if "outc.weight" not in state_dict:
         raise CheckpointError(f"'{path}' is no LiFT: it has no 'outc.weight', but {list(state_dict)[:4]} …")
     if patch_size is None and "patch_size" in metadata:
@@ -206,7 +220,7 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
             f"'{path}' does not say its patch size or whether it is residual; name them: "
             "load_lift(path, patch_size=16, residual=False) for a file of the paper's authors."
         )
-    lift = LiFT(state_dict["outc.weight"].shape[0], patch_size, residual)
+    lift = LiFT(state_dict["outc.weight"].shape[0], patch_size, residual, norm=metadata.get("norm", "BN"))
     lift._load(state_dict, metadata, str(path))
     return lift.eval()
 
@@ -220,8 +234,18 @@ def save_lift(lift: LiFT, path: str | os.PathLike, metadata: Mapping[str, str] |
         metadata: more to say about it: the backbone, the data, the figures.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in lift.state_dict().items()}
-    data = safetensors.torch.save(tensors, {**(metadata or {}), **lift._settings(), "format": "lift_det"})
+    data = safetensors.torch.save(
+        tensors, {**(metadata or {}), **lift._settings(), "norm": lift.norm, "format": "lift_det"}
+    )
     write_atomically(path, lambda file: file.write(data))
+
+
+def _lift_part(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LiFT's tensors of a state dict: all of it, or what a detector and LiFT's training keep as ``backbone.lift``."""
+    state_dict = strip_prefix(state_dict, "module.")
+    prefix = "backbone.lift."
+    part = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    return part or state_dict
 
 
 def bilinear_2x(features: Tensor) -> Tensor:
@@ -240,7 +264,7 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 def _image_conv(in_channels: int, norm: str) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, _IMAGE_CHANNELS, kernel_size=3, padding=1, stride=2),
-        get_norm(norm, _IMAGE_CHANNELS),
+        get_norm(norm, _IMAGE_CHANNELS) or nn.Identity(),
         nn.ReLU(inplace=True),
     ]
 
@@ -266,7 +290,7 @@ class _DoubleConv(nn.Module):
         for channels in (in_channels, out_channels):
             layers += [
                 nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),
-                get_norm(norm, out_channels),
+                get_norm(norm, out_channels) or nn.Identity(),
                 nn.ReLU(inplace=True),
             ]
         self.double_conv = nn.Sequential(*layers)

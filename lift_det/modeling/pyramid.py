@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
 
-from .lift import FeatureUpsampler, resize_images
+from .lift import FeatureUpsampler, LiFT, resize_images
 
 
 class LiFTFeaturePyramid(SimpleFeaturePyramid):
@@ -66,15 +66,16 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
             freeze_lift: likewise for LiFT: its BatchNorm statistics stay, too.
 
         Raises:
-            ValueError: strides that are no powers of two, levels that do not follow each other, or a ``square_pad``
-                that is no multiple of the coarsest stride.
+            ValueError: strides that are no powers of two, levels that do not follow each other, a ``square_pad`` that
+                is no multiple of the coarsest stride, or a LiFT for another width or patch size than the ViT's.
         """
         super(SimpleFeaturePyramid, self).__init__()  # upstream's own __init__ knows only the factors 4, 2, 1 and 0.5
         shape = net.output_shape()[in_feature]
         self.steps = steps if lift is not None else 0
         self.input_scale = input_scale
         self.scale_factors = tuple(scale_factors)
-        patch_stride = _power_of_two(shape.stride / input_scale, "the ViT's map", shape.stride, input_scale)
+        _check_lift(lift, shape)
+        patch_stride = _patch_stride(shape.stride, input_scale)
         strides = _level_strides(patch_stride, self.steps, self.scale_factors)
 
         self.stages = []
@@ -193,14 +194,23 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
             )
 
 
-def _power_of_two(stride: float, what: str, net_stride: float, input_scale: float) -> int:
+def _check_lift(lift: FeatureUpsampler | None, vit: ShapeSpec) -> None:
+    if isinstance(lift, LiFT) and (lift.in_channels, lift.patch_size) != (vit.channels, vit.stride):
+        raise ValueError(
+            f"LiFT is for {lift.in_channels} channels and patches of {lift.patch_size} pixels, the ViT has "
+            f"{vit.channels} and {vit.stride}: set lift.in_channels and lift.patch_size to the ViT's."
+        )
+
+
+def _patch_stride(net_stride: int, input_scale: float) -> int:
+    stride = net_stride / input_scale
     # 14 / 0.4375 and the like are exact in floating point; a config's 0.8750001 is not meant
     rounded = round(stride)
     if abs(stride - rounded) > 1e-6 or rounded < 1 or rounded & (rounded - 1):
         raise ValueError(
-            f"{what} has stride {stride:g} in pixels of the image (net stride {net_stride} / input_scale "
-            f"{input_scale:g}), and a pyramid needs a power of two. For patches of 14 pixels set "
-            "input_scale to 14/16 or 7/16."
+            f"The ViT's map has stride {stride:g} in pixels of the image (patches of {net_stride} / input_scale "
+            f"{input_scale:g}), and a pyramid needs a power of two. For patches of 14 pixels set input_scale to 14/16 "
+            "or 7/16."
         )
     return rounded
 

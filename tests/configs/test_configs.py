@@ -60,7 +60,7 @@ def test_builds_with_vitdets_strides(name):
     assert strides == list(cfg.model.proposal_generator.anchor_generator.strides)
     kind = BilinearUpsample if "bilinear" in name else LiFT if "lift" in name else type(None)
     assert type(backbone.lift) is kind
-    if "dense" not in name and "fast" in name:
+    if "fast" in name:
         assert backbone.input_scale <= 0.5
 
 

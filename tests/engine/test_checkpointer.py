@@ -79,6 +79,16 @@ def test_wrappings_come_off(tmp_path, wrap):
     assert read_state_dict(tmp_path / "x.pth")[0].keys() == {"a"}
 
 
+def test_loose_tensors_beside_the_weights_are_passed_over(tmp_path):
+    torch.save({"best": torch.ones(1), "state_dict": {"a": torch.ones(2)}, "rng": torch.ones(3)}, tmp_path / "x.pth")
+    assert read_state_dict(tmp_path / "x.pth")[0].keys() == {"a"}
+
+
+def test_clipped_adamw_refuses_what_it_cannot_clip():
+    with pytest.raises(ValueError, match="fused"):
+        ClippedAdamW(nn.Linear(2, 2).parameters(), fused=True)
+
+
 def test_clipped_adamw_is_adamw_on_clipped_gradients():
     torch.manual_seed(0)
     a, b = nn.Linear(4, 4), nn.Linear(4, 4)

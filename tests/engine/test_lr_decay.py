@@ -1,12 +1,13 @@
 import pytest
+from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 
-from lift_det import TimmViT, ViT
-from lift_det.engine import get_lift_vit_lr_decay_rate
+from lift_det import TimmViT, ViT, model_zoo
+from lift_det.engine import LayerDecay
 
 
 def _rate(name, **kwargs):
-    return get_lift_vit_lr_decay_rate(name, lr_decay_rate=0.7, num_layers=12, **kwargs)
+    return LayerDecay(lr_decay_rate=0.7, num_layers=12, **kwargs)(name)
 
 
 def test_is_upstreams_for_upstreams_vit():
@@ -31,3 +32,16 @@ def test_lift_has_a_rate_of_its_own():
     name = "backbone.lift.up1.conv_1.double_conv.0.weight"
     assert _rate(name) == 1
     assert _rate(name, lift_lr_rate=0.7) == 0.7
+
+
+def test_more_blocks_than_said_are_an_error():
+    with pytest.raises(ValueError, match="beyond num_layers=12"):
+        _rate("backbone.net.blocks.12.norm1.weight")
+
+
+def test_rates_can_be_overridden_from_the_command_line():
+    cfg = model_zoo.get_config("COCO/mask_rcnn_lift_vitdet_l_100ep.py")
+    cfg = LazyConfig.apply_overrides(cfg, ["optimizer.params.lr_factor_func.lift_lr_rate=0.8"])
+    rate = instantiate(cfg.optimizer.params.lr_factor_func)
+    assert rate("backbone.lift.outc.weight") == 0.8
+    assert rate("backbone.net.blocks.0.norm1.weight") == pytest.approx(0.8**24)

@@ -80,7 +80,10 @@ def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
         [tool, "--config-file", CONFIG, "--eval-only", *options, f"train.init_checkpoint={tmp_path}/model_final.pth"],
         synthetic,
     )
-    assert "copypaste: Task: segm" in output
+    # untrained, yet the same to the last digit that is printed: it evaluated what it had saved
+    printed = [line.split("copypaste: ")[1] for line in output.splitlines() if "copypaste: " in line]
+    assert printed[0] == "Task: bbox" and float(printed[2].split(",")[1]) == pytest.approx(last["bbox/AP50"], abs=1e-3)
+    assert "backbone.net.*: all" in output and "not in the checkpoint" not in output
 
 
 def test_lift_trains_with_either_tool(synthetic, tmp_path):
@@ -126,11 +129,13 @@ def test_two_processes_end_with_the_same_parameters(freeze_lift, synthetic, tmp_
         "train.device=cpu",
         "train.ddp.device_ids=null",
         f"model.backbone.freeze_lift={freeze_lift}",
-        f"train.hooks=[{{_target_:tests.engine.compare_ranks.CompareRanks,path:{tmp_path}/ranks.txt}}]",
+        f"train.hooks=[{{_target_:tests.engine.compare_ranks.CompareRanks,path:{tmp_path}/ranks.json}}]",
     ]
     _run([OURS, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto", *options], synthetic)
-    processes, difference = (tmp_path / "ranks.txt").read_text().split()
-    assert (processes, float(difference)) == ("2", 0.0)
+    report = json.loads((tmp_path / "ranks.json").read_text())
+    assert (report["processes"], report["apart"], report["finite"]) == (2, 0.0, True)
+    assert {"backbone.net", "backbone.simfp_2", "roi_heads.box_head"} <= set(report["changed"])
+    assert ("backbone.lift" in report["changed"]) is not freeze_lift
     assert len(_metrics(tmp_path)) == 3
 
 

@@ -138,6 +138,38 @@ def test_authors_file_loads_with_what_it_does_not_say(tmp_path):
     assert torch.equal(built.outc.weight, lift.outc.weight)
 
 
+@pytest.mark.parametrize("norm", ["BN", "LN", "GN", "FrozenBN", "SyncBN", ""])
+def test_file_keeps_the_norm(tmp_path, norm):
+    lift = LiFT(64, 16, norm=norm)
+    save_lift(lift, tmp_path / "lift.safetensors")
+    loaded = load_lift(tmp_path / "lift.safetensors")
+    assert loaded.norm == norm
+    images, features = torch.randn(1, 3, 32, 32), torch.randn(1, 64, 2, 2)
+    torch.nn.init.ones_(lift.outc.weight), torch.nn.init.ones_(loaded.outc.weight)
+    assert torch.equal(lift.eval()(images, features), loaded(images, features))
+
+
+def test_batch_norm_files_load_frozen(tmp_path):
+    lift = LiFT(8, 16)
+    fill_deterministically(lift)
+    save_lift(lift, tmp_path / "lift.safetensors")
+    frozen = LiFT(8, 16, norm="FrozenBN", checkpoint=tmp_path / "lift.safetensors")
+    images, features = _inputs(16)
+    assert_close(frozen(images, features), lift.eval()(images, features), atol=1e-5, rtol=1e-5)
+
+
+def test_checkpoint_of_a_training_or_a_detector(tmp_path):
+    lift = LiFT(8, 16)
+    fill_deterministically(lift)
+    state = {f"backbone.lift.{k}": v for k, v in lift.state_dict().items()}
+    torch.save({"model": {**state, "backbone.net.pos_embed": torch.zeros(3)}, "iteration": 9}, tmp_path / "model.pth")
+    for loaded in (
+        load_lift(tmp_path / "model.pth", patch_size=16, residual=True),
+        LiFT(8, 16, checkpoint=tmp_path / "model.pth"),
+    ):
+        assert torch.equal(loaded.outc.weight, lift.outc.weight)
+
+
 def test_checkpoint_for_another_vit_is_refused(tmp_path):
     path = tmp_path / "lift.safetensors"
     save_lift(LiFT(8, 14), path)

@@ -121,6 +121,8 @@ def test_bilinear_and_fresh_lift_agree_and_are_one_line_apart():
         ({"scale_factors": ()}, "scale_factors"),
         ({"scale_factors": (2, 1, 0.5), "top_block": LastLevelMaxPool()}, "'p5'"),
         ({"square_pad": 1000}, "multiple of 32"),
+        ({"lift": LiFT(32, 8)}, "the ViT has 32 and 16"),
+        ({"lift": LiFT(64, 16)}, "64 channels.*the ViT has 32"),
     ],
 )
 def test_impossible_pyramids_are_refused(kwargs, message):

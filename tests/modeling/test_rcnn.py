@@ -1,6 +1,7 @@
 """Loading checkpoints into a detector, the way detectron2's own checkpointer does it."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -126,6 +127,8 @@ def test_another_class_count_is_refused_unless_allowed(vitdet_file, checkpointer
     [
         (dict(embed_dim=32), "backbone.net"),
         (dict(depth=3), "backbone.net"),
+        (dict(depth=1), "blocks.1.*which the model does not have"),
+        (dict(img_size=512), "rel_pos_h: expected"),
         (dict(patch_size=8, img_size=512), "patch_embed"),
     ],
 )
@@ -134,7 +137,7 @@ def test_another_vit_is_refused(tmp_path, vitdet_file, other, expected, checkpoi
     cfg = _config("COCO/mask_rcnn_lift_vitdet_b_fast_100ep.py", **other)
     if "patch_size" in other:
         cfg.backbone.scale_factors = (2.0, 1.0, 0.5, 0.25)
-    with pytest.raises(CheckpointError, match=expected):
+    with pytest.raises(CheckpointError, match=f"(?s){expected}"):
         checkpointer(instantiate(cfg)).load(vitdet_file)
 
 
@@ -144,8 +147,10 @@ def _bare_vit(model):
 
 
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, Checkpointer])
-def test_bare_pretrained_vit(tmp_path, checkpointer, caplog):
-    cfg = _config("COCO/mask_rcnn_lift_vitdet_b_100ep.py")
+@pytest.mark.parametrize("kind", ["mask_rcnn_lift_vitdet_b_100ep", "cascade_mask_rcnn_lift_vitdet_b_100ep"])
+def test_bare_pretrained_vit(tmp_path, kind, checkpointer, caplog):
+    cfg = model_zoo.get_config(f"COCO/{kind}.py").model
+    cfg.backbone.net.update(SMALL)
     source = _bare_vit(instantiate(cfg))
     path = _save(tmp_path, {**source, "cls_token": torch.zeros(1, 1, 64), "decoder_embed.weight": torch.zeros(2, 2)})
     model = instantiate(cfg)
@@ -176,6 +181,46 @@ def test_wider_pretrained_vit_is_refused_with_both_shapes(tmp_path):
         DetectionCheckpointer(instantiate(_config("COCO/mask_rcnn_lift_vitdet_b_100ep.py"))).load(
             path + "?matching_heuristics=True"
         )
+
+
+def test_deeper_pretrained_vit_is_refused(tmp_path):
+    path = _save(tmp_path, _bare_vit(instantiate(_config("COCO/mask_rcnn_lift_vitdet_b_100ep.py", depth=3))))
+    with pytest.raises(CheckpointError, match=r"blocks.2.*which the model does not have"):
+        DetectionCheckpointer(instantiate(_config("COCO/mask_rcnn_lift_vitdet_b_100ep.py"))).load(
+            path + "?matching_heuristics=True"
+        )
+
+
+@pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, Checkpointer])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_own_checkpoint_comes_back_whole(tmp_path, checkpointer, prefix, caplog):
+    cfg = _config("COCO/mask_rcnn_lift_vitdet_b_100ep.py")
+    source = instantiate(cfg).state_dict()
+    path = _save(tmp_path, {prefix + name: value for name, value in source.items()})
+    model = instantiate(cfg)
+    with caplog.at_level(logging.INFO):
+        checkpointer(model).load(path)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.items())
+    assert "not in the checkpoint" not in caplog.text
+
+
+def test_zoo_pickle_with_numpy_arrays(tmp_path, vitdet_file):
+    # the format of detectron2's released ViTDet models
+    state = {k: v.numpy() for k, v in torch.load(vitdet_file)["model"].items()}
+    path = tmp_path / "model_final_61ccd1.pkl"
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "ViTDet"}))
+    for checkpointer in (DetectionCheckpointer, Checkpointer):
+        model = instantiate(_config("COCO/mask_rcnn_lift_vitdet_b_fast_100ep.py"))
+        checkpointer(model).load(str(path))
+        assert torch.equal(model.backbone.net.pos_embed, torch.from_numpy(state["backbone.net.pos_embed"]))
+
+
+def test_a_lift_of_the_other_kind_is_refused(tmp_path):
+    cfg = _config("COCO/mask_rcnn_lift_vitdet_b_100ep.py")
+    path = _save(tmp_path, instantiate(cfg).state_dict())
+    cfg.backbone.lift.residual = False
+    with pytest.raises(CheckpointError, match="a residual one.*the paper's"):
+        DetectionCheckpointer(instantiate(cfg)).load(path)
 
 
 def test_safetensors_load_with_our_checkpointer(tmp_path):

@@ -1,0 +1,56 @@
+"""Models that say what of a checkpoint they took, and refuse one that fits by halves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lift_det.checkpoint import check_partial_load
+
+logger = logging.getLogger(__name__)
+
+# Parts that a checkpoint brings whole or not at all.
+_GROUPS = (
+    "backbone.net.",
+    "backbone.lift.",
+    "backbone.simfp_",
+    "proposal_generator.",
+    "roi_heads.box",
+    "roi_heads.mask",
+    "roi_heads.",
+    "",
+)
+
+
+class CheckedLoading:
+    """For models with ``backbone.net`` in them; comes before :class:`torch.nn.Module` among the base classes.
+
+    detectron2's checkpointer drops every tensor of another shape with a warning and goes on, whoever's trainer runs.
+    All of its ways end in ``load_state_dict(…, strict=False)``, so the model itself is where that is caught.
+    """
+
+    #: parts of the model, by prefix, which a checkpoint may fill in part
+    allow_partial: Sequence[str] = ()
+
+    def check_state_dict(self, state_dict: Mapping[str, Tensor]) -> str:
+        """Decides whether a checkpoint may be loaded here; returns the report on what of it fits.
+
+        Raises:
+            CheckpointError: see :func:`lift_det.checkpoint.check_partial_load`.
+        """
+        return check_partial_load(
+            self.state_dict(),
+            state_dict,
+            groups=_GROUPS,
+            required=("backbone.net.",),
+            allow_partial=self.allow_partial,
+        )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As :meth:`torch.nn.Module.load_state_dict`; a load that need not fit is checked and reported."""
+        if not strict:
+            logger.info(self.check_state_dict(state_dict))
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)

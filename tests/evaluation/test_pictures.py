@@ -1,0 +1,66 @@
+import cv2
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from torch import nn
+
+from lift_det import LiFT, LiFTFeaturePyramid, ViT
+from lift_det.evaluation import draw_features, draw_predictions
+
+
+class Oracle(nn.Module):
+    """Predicts one square, sure of it or not."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def forward(self, batch):
+        assert not self.training
+        mask = torch.zeros(1, 64, 64)
+        mask[:, 8:40, 8:40] = 1
+        instances = Instances((64, 64))
+        instances.pred_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+        instances.pred_masks = BitMasks(mask).tensor
+        instances.pred_classes = torch.tensor([0])
+        instances.scores = torch.tensor([self.score])
+        return [{"instances": instances}]
+
+
+def _draw(tmp_path, score):
+    cv2.imwrite(str(tmp_path / "image.png"), np.full((64, 64, 3), 90, np.uint8))
+    polygon = [8, 8, 40, 8, 40, 40, 8, 40]
+    annotation = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": [polygon]}
+    dicts = [{"file_name": str(tmp_path / "image.png"), "annotations": [annotation]}]
+    model = Oracle(score).train()
+    path = tmp_path / f"{score}.png"
+    draw_predictions(model, dicts, Metadata(thing_classes=["square"]), lambda d: d, path)
+    assert model.training  # as it was
+    return cv2.imread(str(path))
+
+
+def test_predictions_stand_beside_the_ground_truth(tmp_path):
+    sure, unsure = _draw(tmp_path, 0.9), _draw(tmp_path, 0.1)
+    assert sure.shape == unsure.shape
+    left, right = np.array_split(sure[60:380], 2, axis=1)
+    background = np.array([90, 90, 90])
+    # both halves have something drawn on the grey image, and below the threshold only the left has
+    for half, pictures in ((left, sure), (right, sure)):
+        assert (np.abs(half[:, 20:-20].astype(int) - background).max(-1) > 40).mean() > 0.1, pictures.shape
+    unsure_right = np.array_split(unsure[60:380], 2, axis=1)[1]
+    assert (np.abs(unsure_right[:, 20:-20].astype(int) - background).max(-1) > 40).mean() < 0.02
+
+
+def test_features_have_a_row_for_each_image(tmp_path):
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64)
+    backbone = LiFTFeaturePyramid(net, LiFT(32, 8), "last_feat", 8, (1, 0.5, 0.25))
+    images = torch.rand(2, 3, 64, 64) * 255
+    draw_features(backbone, images, torch.full((3, 1, 1), 120.0), torch.full((3, 1, 1), 60.0), tmp_path / "f.png")
+    picture = cv2.imread(str(tmp_path / "f.png"))
+    assert picture.shape[0] > 2 * 384 and picture.shape[1] > 4 * 384
+    # an untrained residual LiFT is bilinear: the last two columns show the same
+    cell = picture.shape[1] // 4
+    third, fourth = picture[40:400, 2 * cell : 2 * cell + 380], picture[40:400, 3 * cell : 3 * cell + 380]
+    assert np.abs(third.astype(int) - fourth.astype(int)).mean() < 1
+    assert picture[40:400, cell : cell + 380].std() > 20
