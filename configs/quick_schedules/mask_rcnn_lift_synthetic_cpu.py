@@ -50,7 +50,7 @@ _heads.mask_head.conv_dims = [_channels] * 3
 
 optimizer._target_ = ClippedAdamW
 optimizer.max_norm = 1.0
-optimizer.lr = 2e-3
+optimizer.lr = 1e-3
 optimizer.weight_decay = 0.05
 optimizer.params.pop("lr_factor_func")  # the ViT is not pretrained
 
@@ -64,6 +64,6 @@ train.eval_period = 700
 train.log_period = 20
 train.checkpointer.period = 350
 lr_multiplier.scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=0.01)
-lr_multiplier.warmup_length = 50 / train.max_iter
+lr_multiplier.warmup_length = 100 / train.max_iter
 
 del lift, net  # they are in the model

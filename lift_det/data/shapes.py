@@ -62,17 +62,24 @@ def coverage(points: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     return alpha.astype(np.float32) / 255, (left, top)
 
 
-def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
+# Texture hints at the class, as it does in photographs: so many objects have that of their class, the others any.
+_TEXTURES = ("dots", "checks", "stripes", "gradient", "noise")
+_TYPICAL_TEXTURE = dict(zip(CLASS_NAMES, _TEXTURES, strict=False))
+_TYPICAL_SHARE = 0.75
+
+
+def texture(rng: np.random.Generator, class_name: str, height: int, width: int, colours: np.ndarray) -> np.ndarray:
     """Mixes two colours by one of five patterns: stripes, checks, dots, a gradient, smooth noise.
 
     Args:
+        class_name: whose typical texture it is, in three of four objects.
         height, width: size to fill, in pixels.
         colours: (2, 3) from 0 to 255.
 
     Returns:
         float32 (height, width, 3).
     """
-    kind = rng.choice(["stripes", "checks", "dots", "gradient", "noise"])
+    kind = _TYPICAL_TEXTURE[class_name] if rng.random() < _TYPICAL_SHARE else rng.choice(_TEXTURES)
     angle, phases = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi, 2)
     period = max(3.5, rng.uniform(0.12, 0.4) * max(height, width))
     y, x = np.mgrid[:height, :width].astype(np.float32)

@@ -1,7 +1,7 @@
 """A small detection data set that is drawn, in COCO's own layout, for tests and for a first training run.
 
-Textured circles, squares, triangles and stars on cluttered backgrounds, overlapping each other; colours and textures
-are drawn independently of the class, so that only the shape tells it. Below ``root``::
+Textured circles, squares, triangles and stars on cluttered backgrounds, overlapping each other. Colours are drawn
+independently of the class; textures hint at it in three of four objects; only the shape is sure. Below ``root``::
 
     synthetic/
       annotations/instances_train.json  instances_val.json
@@ -156,7 +156,7 @@ def draw_synthetic_image(
         objects = placed
         full_areas.append(full_area)
         colours = _contrasting_colours(rng, image[mask].mean(axis=0))
-        fill = texture(rng, *alpha.shape, colours)
+        fill = texture(rng, CLASS_NAMES[class_index], *alpha.shape, colours)
         image[inside] += alpha[..., None] * (fill - image[inside])
     image += rng.normal(0, rng.uniform(0, 6), image.shape).astype(np.float32)
     return np.clip(np.round(image), 0, 255).astype(np.uint8), objects

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.utils.checkpoint
 from detectron2.modeling.backbone.utils import get_abs_pos
 from detectron2.modeling.backbone.vit import ViT as _ViT
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class ViT(_ViT):
@@ -15,21 +15,12 @@ class ViT(_ViT):
     checkpointing, and the names stay.
     """
 
-    def __init__(self, *args, use_act_checkpoint: bool = False, conv_stem: bool = False, **kwargs) -> None:
-        """Takes what :class:`detectron2.modeling.ViT` takes, and
-
-        Args:
-            use_act_checkpoint: recompute the blocks in the backward pass instead of keeping their activations.
-            conv_stem: convolutions in place of the patch embedding (Xiao et al., arXiv 2106.14881). A ViT that is
-                trained from scratch learns much sooner with them; pretrained weights do not fit.
-        """
+    def __init__(self, *args, use_act_checkpoint: bool = False, **kwargs) -> None:
+        """Takes what :class:`detectron2.modeling.ViT` takes."""
         super().__init__(*args, use_act_checkpoint=False, **kwargs)
         self.use_act_checkpoint = use_act_checkpoint
-        projection = self.patch_embed.proj
-        self.patch_size: int = projection.kernel_size[0]
+        self.patch_size: int = self.patch_embed.proj.kernel_size[0]
         self.depth = len(self.blocks)
-        if conv_stem:
-            self.patch_embed = _ConvStem(projection.in_channels, projection.out_channels, self.patch_size)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
@@ -56,27 +47,3 @@ class ViT(_ViT):
             else:
                 x = block(x)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
-
-
-class _ConvStem(nn.Sequential):
-    """3×3 convolutions of stride 2 until a pixel is a patch, then 1×1; (N, 3, H, W) → (N, h, w, C)."""
-
-    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
-        halvings = patch_size.bit_length() - 1
-        if patch_size != 2**halvings:
-            raise ValueError(
-                f"A convolutional stem halves the image: patch_size has to be a power of two, not {patch_size}."
-            )
-        layers: list[nn.Module] = []
-        for i in range(halvings):
-            channels = max(embed_dim // 2 ** (halvings - 1 - i), 16)
-            layers += [
-                nn.Conv2d(in_channels, channels, kernel_size=3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(inplace=True),
-            ]
-            in_channels = channels
-        super().__init__(*layers, nn.Conv2d(in_channels, embed_dim, kernel_size=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).permute(0, 2, 3, 1)

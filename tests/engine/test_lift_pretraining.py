@@ -11,7 +11,7 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 def _model(**lift):
     torch.manual_seed(0)
-    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64, conv_stem=True)
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64)
     return LiFTPretraining(net, LiFT(32, 8, **lift), MEAN, STD)
 
 

@@ -67,5 +67,6 @@ def test_add_lift_config_keeps_upstreams_defaults():
     add_lift_config(ours)
     for name in ("VIT", "LIFT", "SIMPLE_FPN"):
         del ours.MODEL[name]
-    del ours.SOLVER["OPTIMIZER"], ours.SOLVER["VIT_LR_DECAY_RATE"]
+    for name in ("OPTIMIZER", "VIT_LR_DECAY_RATE", "LIFT_LR_RATE"):
+        del ours.SOLVER[name]
     assert ours == upstream

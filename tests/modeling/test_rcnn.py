@@ -88,7 +88,9 @@ def test_vitdet_loads_into_fast_key_for_key(vitdet_file, caplog):
     new = set(loaded) - set(state)
     assert new == {f"backbone.lift.{k}" for k in LiFT(64, 16).state_dict()}
     incompatible = model.load_state_dict(state, strict=False)
-    assert set(incompatible.missing_keys) == new and not incompatible.unexpected_keys
+    # torch fills in the step counters of BatchNorm by itself
+    assert set(incompatible.missing_keys) == {k for k in new if not k.endswith("num_batches_tracked")}
+    assert not incompatible.unexpected_keys
     assert "backbone.lift.* (32 tensors) is not in the checkpoint: keeps its own initialisation" in caplog.text
 
 

@@ -59,13 +59,3 @@ def test_checkpointing_changes_neither_names_nor_gradients():
 def test_part_of_a_patch_is_refused():
     with pytest.raises(ValueError, match="patches of 16 pixels.*72×64"):
         ViT(**ARGUMENTS)(torch.zeros(1, 3, 72, 64))
-
-
-def test_conv_stem_is_another_patch_embedding():
-    plain, stem = ViT(**ARGUMENTS), ViT(**ARGUMENTS, conv_stem=True)
-    x = torch.randn(2, 3, 32, 64)
-    assert stem(x)["map"].shape == plain(x)["map"].shape
-    names = {k for k in stem.state_dict() if not k.startswith("patch_embed.")}
-    assert names == {k for k in plain.state_dict() if not k.startswith("patch_embed.")}
-    with pytest.raises(ValueError, match="power of two, not 14"):
-        ViT(**{**ARGUMENTS, "patch_size": 14}, conv_stem=True)
