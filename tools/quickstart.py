@@ -126,7 +126,7 @@ def _closing_table(args: argparse.Namespace, lift: dict, detector: dict, seconds
     table = "\n".join(f"  {name:<42}{value}" for name, value in rows)
     return (
         f"\n{table}\n"
-        f"  A {parameters / 1e6:.1f}M-parameter detector, {detector['iteration'] + 1} iterations from scratch,\n"
+        f"  A {parameters / 1e6:.1f}M-parameter detector, {detector['iteration']} iterations from scratch,\n"
         f"  on {args.num_train} synthetic images of 128 pixels, evaluated on {args.num_val} others. Its ViT has\n"
         "  convolutional residual blocks, and was untrained when LiFT was trained on its features.\n"
         "  This shows that everything works together; it says nothing about COCO.\n"

@@ -36,7 +36,7 @@ _DRAWING_VERSION = 1
 # Full colour resolution (4:4:4): halved, as JPEG has it by default, colours would run over the objects' outlines.
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 # Diameters as fractions of the image's side; between them the logarithm is uniform, so small objects are as common.
-_DIAMETERS = (0.09, 0.6)
+_DIAMETERS = (0.14, 0.65)
 # An object hidden (or cut by the image's edge) more than this is not placed.
 _MIN_VISIBLE_FRACTION = 0.4
 # No visible part of an object may be smaller, in pixels: specks are noise to a detector and to an evaluation.
@@ -65,7 +65,7 @@ def write_synthetic_coco(
     num_val: int = 200,
     image_size: int = 128,
     seed: int = 0,
-    min_objects: int = 1,
+    min_objects: int = 2,
     max_objects: int = 5,
 ) -> Path:
     """Draws both splits below ``root``, unless the same ones are there already.
@@ -108,7 +108,7 @@ def write_synthetic_coco(
 
 
 def draw_synthetic_image(
-    split: str, index: int, image_size: int = 128, seed: int = 0, min_objects: int = 1, max_objects: int = 5
+    split: str, index: int, image_size: int = 128, seed: int = 0, min_objects: int = 2, max_objects: int = 5
 ) -> tuple[np.ndarray, list[SyntheticObject]]:
     """Draws one image of a split.
 
