@@ -24,6 +24,7 @@ INSTALL_REQUIRES = [
     "timm>=1.0.20",
     "numpy>=1.24",
     "safetensors>=0.4",
+    "shapely>=2",  # fvcore crops polygons with it: the large-scale jitter
     "pycocotools>=2.0.7",
     # Headless, because the other one needs libGL, which servers and containers lack; without it not even
     # `import detectron2` works. Nothing here opens a window. Both install the same `cv2`: keep only one of them.

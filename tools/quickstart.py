@@ -108,7 +108,7 @@ def _draw(output: Path, checkpoint: Path, opts: list[str]) -> int:
     model.eval()
     dicts, mapper = instantiate(cfg.dataloader.test.dataset), instantiate(cfg.dataloader.test.mapper)
     metadata = MetadataCatalog.get(cfg.dataloader.test.dataset.names)
-    draw_predictions(model, dicts[:8], metadata, mapper, output / "predictions.png")
+    draw_predictions(model, dicts[:8], metadata, mapper, output / "predictions.png", score_threshold=0.4)
     images = torch.stack([mapper(d)["image"].float() for d in dicts[:4]])
     draw_features(model.backbone, images, model.pixel_mean, model.pixel_std, output / "features.png")
     return sum(p.numel() for p in model.parameters())

@@ -52,7 +52,10 @@ def draw_predictions(
         drawn = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_instance_predictions(
             instances[instances.scores >= score_threshold]
         )
-        cells += [_titled(truth.get_image(), "ground truth"), _titled(drawn.get_image(), "predicted")]
+        cells += [
+            _titled(truth.get_image(), "ground truth"),
+            _titled(drawn.get_image(), f"predicted, score >= {score_threshold:g}"),
+        ]
     _write_grid(cells, 2 * columns, path)
 
 

@@ -1,10 +1,13 @@
 """Every shipped config: does it load, save as YAML, build, and train what it says."""
 
 import pytest
+import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data.datasets import register_coco_instances
 from detectron2.model_zoo import get_config as get_upstream_config
 
 from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, TimmViT, ViT, model_zoo
+from lift_det.data import write_synthetic_coco
 
 NAMES = [name for name in model_zoo.list_configs() if name.endswith(".py")]
 DETECTORS = [name for name in NAMES if "mask_rcnn" in name]
@@ -41,6 +44,16 @@ def test_has_what_detectron2s_trainer_reads_and_saves_as_yaml(name, tmp_path):
     assert set(LazyConfig.load(path)) == set(cfg)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_learning_rate_warms_up_and_does_not_grow_after_that(name):
+    cfg = model_zoo.get_config(name)
+    multiplier = instantiate(cfg.lr_multiplier)
+    rates = [multiplier(i / 1000) for i in range(1001)]  # detectron2 asks for 1.0 after the last iteration
+    assert rates[0] < 0.01 and max(rates) == pytest.approx(1, abs=0.5)
+    peak = rates.index(max(rates))
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_builds_with_vitdets_strides(name):
     cfg = model_zoo.get_config(name)
@@ -62,6 +75,26 @@ def test_builds_with_vitdets_strides(name):
     assert type(backbone.lift) is kind
     if "fast" in name:
         assert backbone.input_scale <= 0.5
+
+
+def test_large_scale_jitter_crops_objects(tmp_path):
+    write_synthetic_coco(tmp_path, num_train=4, num_val=1)
+    annotations = tmp_path / "synthetic" / "annotations" / "instances_train.json"
+    register_coco_instances("jitter_test", {}, str(annotations), str(tmp_path / "synthetic" / "train"))
+    cfg = model_zoo.get_config("COCO/mask_rcnn_lift_vitdet_b_100ep.py").dataloader.train
+    cfg.dataset.names, cfg.total_batch_size, cfg.num_workers = "jitter_test", 2, 0
+    heights = set()
+    for batch, _ in zip(instantiate(cfg), range(10), strict=False):
+        for item in batch:
+            instances = item["instances"]
+            height, width = item["image"].shape[-2:]
+            heights.add(height)
+            assert height <= 1024 and width <= 1024
+            # boxes were made anew for what the crop has left of the objects
+            masks = instances.gt_masks.get_bounding_boxes().tensor
+            assert torch.equal(instances.gt_boxes.tensor, masks)
+            assert (masks[:, 2] <= width + 1).all() and (masks[:, 3] <= height + 1).all()
+    assert len(heights) > 3
 
 
 def test_fast_and_dense_see_what_they_say():
