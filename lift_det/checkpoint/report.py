@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .files import CheckpointError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 # LayerScale as timm and DINOv2 (ls1.gamma), BEiT and EVA (gamma_1) and transformers (layer_scale1.lambda1) name it.
 _LAYER_SCALE = re.compile(r"(^|\.)(ls[12]\.gamma|gamma_[12]|layer_scale[12]\.lambda1)$")

@@ -240,7 +240,9 @@ def _write_split(folder: Path, parameters: dict[str, Any]) -> None:
         "categories": CATEGORIES,
     }
     _write_json_at_once(json_file, content)
-    logging.getLogger(__name__).info("Drew %d images with %d objects into '%s'.", count, len(annotations), image_folder)
+    logging.getLogger(f"detectron2.{__name__}").info(
+        "Drew %d images with %d objects into '%s'.", count, len(annotations), image_folder
+    )
 
 
 def _annotation(item: SyntheticObject, image_id: int, annotation_id: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .checkpointer import Checkpointer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lift_det.checkpoint import check_partial_load
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 # Parts that a checkpoint brings whole or not at all.
 _GROUPS = (

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from lift_det.checkpoint import CheckpointError, load_strictly, read_state_dict, strip_prefix
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 __all__ = ["TimmViT"]
 
