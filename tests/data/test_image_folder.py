@@ -112,7 +112,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 def test_broken_files_are_warned_about_once_and_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset = ImageFolder(root, 32)
-    with caplog.at_level(logging.WARNING, logger="lift_det.data.image_folder"):
+    with caplog.at_level(logging.WARNING, logger="detectron2.lift_det.data.image_folder"):
         for _ in range(3):
             items = [dataset[i] for i in range(len(dataset))]
     assert set(relative(root, items)) == set(READABLE)
