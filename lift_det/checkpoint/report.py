@@ -160,12 +160,12 @@ def check_partial_load(
         optional = name.endswith("num_batches_tracked") or (without_rel_pos and _REL_POS.search(name))
         if not optional:
             lacking.setdefault(group_of(name), []).append(name)
-    # what a deeper ViT has more; names without a prefix are those of a bare ViT that the heuristics could not place
+    # what a deeper ViT has more
     for name in report.unexpected:
-        group = (
-            group_of(name) if group_of(name) in required else required[0] if required and _BLOCK.match(name) else None
-        )
-        if group and not any(other.endswith("." + name) for other in expected):
+        group = group_of(name)
+        if required and _BLOCK.match(name):
+            group = required[0]  # without a prefix: a bare ViT's, which the heuristics could not place
+        if group in required and not any(other.endswith("." + name) for other in expected):
             lacking.setdefault(group, []).append(name)
     summary, problems = [], []
     for group in sorted(lacking, key=groups.index):
