@@ -7,6 +7,7 @@ require_detectron2()
 from . import data, engine, evaluation, model_zoo, modeling  # noqa: E402
 from .modeling import (  # noqa: E402
     BilinearUpsample,
+    FeatureExtractor,
     LiFT,
     LiFTFeaturePyramid,
     TimmViT,
@@ -18,6 +19,7 @@ from .version import __version__  # noqa: E402
 
 __all__ = [
     "BilinearUpsample",
+    "FeatureExtractor",
     "LiFT",
     "LiFTFeaturePyramid",
     "TimmViT",

@@ -2,14 +2,19 @@
 
 from .files import CheckpointError, read_state_dict, strip_prefix, write_atomically
 from .report import LoadReport, check_partial_load, compare_state_dicts, load_strictly
+from .vit_formats import check_head_count, convert_to_detectron2, convert_vit, recognise_vit
 
 __all__ = [
     "CheckpointError",
     "LoadReport",
+    "check_head_count",
     "check_partial_load",
     "compare_state_dicts",
+    "convert_to_detectron2",
+    "convert_vit",
     "load_strictly",
     "read_state_dict",
+    "recognise_vit",
     "strip_prefix",
     "write_atomically",
 ]

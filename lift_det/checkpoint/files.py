@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
@@ -12,8 +15,10 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from .arrays import read_arrays
+
 # Where the common trainers put the weights inside a checkpoint, in the order they are looked for.
-_STATE_DICT_KEYS = ("model", "state_dict", "teacher", "model_state", "module")
+_STATE_DICT_KEYS = ("model", "state_dict", "teacher", "student", "model_state", "module")
 
 
 class CheckpointError(RuntimeError):
@@ -21,9 +26,10 @@ class CheckpointError(RuntimeError):
 
 
 def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file onto the CPU.
+    """Reads the tensors of a ``.safetensors``, a ``.pkl`` or a ``torch.save`` file (any other name) onto the CPU.
 
-    Pickled files are read with ``weights_only=True``: a file cannot run code here.
+    A file cannot run code here: those of ``torch.save`` are read with ``weights_only=True``, and detectron2's ``.pkl``
+    (``{"model": {name: numpy array}}``) with an unpickler that knows containers and plain arrays, and nothing else.
 
     Args:
         path: the file. A wrapping such as ``{"model": {...}}`` or ``{"state_dict": {...}}`` is taken off.
@@ -42,7 +48,9 @@ def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # torch.save's zip files have been given this ending, too
+        is_pickle = path.suffix == ".pkl" and not zipfile.is_zipfile(path)
+        loaded = read_arrays(path) if is_pickle else _torch_load(path)
     except Exception as error:
         raise CheckpointError(
             f"'{path}' ({path.stat().st_size} bytes) could not be read as a checkpoint of tensors: {error}\n"
@@ -56,6 +64,13 @@ def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
             f"found {type(loaded).__name__}{f' with keys {list(loaded)[:5]}' if isinstance(loaded, Mapping) else ''}."
         )
     return state, {}
+
+
+def _torch_load(path: Path) -> object:
+    # DINO's training checkpoints hold their command line, a class of plain attributes; torch < 2.5 cannot be told so
+    allow = getattr(torch.serialization, "safe_globals", None)
+    with allow([argparse.Namespace]) if allow else contextlib.nullcontext():
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,35 @@ class LoadReport:
         missing: names the model has and the state dict lacks, with the model's shape.
         unexpected: names the state dict has and the model lacks, with the state dict's shape.
         mismatched: names in both with ``(the model's shape, the state dict's shape)``.
+        format: what :func:`recognise_vit` says, where a ViT's weights were converted; else empty.
+        mapped: the file's names to the model's; several may have become one.
+        resized: the model's names of what was interpolated, with ``(the file's shape, the model's shape)``.
+        ignored: the file's names of what was left out on purpose, with the reason.
     """
 
     matched: list[str] = field(default_factory=list)
     missing: dict[str, tuple[int, ...]] = field(default_factory=dict)
     unexpected: dict[str, tuple[int, ...]] = field(default_factory=dict)
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    format: str = ""
+    mapped: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+    def ignore(self, name: str, reason: str) -> None:
+        """Counts what the model would call ``name`` as left out; the file's names for it are reported."""
+        sources = [source for source, target in self.mapped.items() if target == name]
+        for source in sources:
+            del self.mapped[source]
+        self.ignored.update(dict.fromkeys(sources or [name], reason))
 
     def __str__(self) -> str:
-        lines = [f"{len(self.matched)} tensors matched"]
+        lines = [f"{f'format {self.format}, ' if self.format else ''}{len(self.matched)} tensors matched"]
+        renamed = [f"{source} → {target}" for source, target in self.mapped.items() if source != target]
+        lines += _lines("renamed or joined", renamed, show=2)
+        lines += _lines("resized", [f"{k}: from {old} to {new}" for k, (old, new) in self.resized.items()])
+        for reason in dict.fromkeys(self.ignored.values()):
+            lines += _lines(f"ignored ({reason})", [k for k, r in self.ignored.items() if r == reason], show=2)
         lines += _lines("of another shape", [f"{k}: expected {e}, got {g}" for k, (e, g) in self.mismatched.items()])
         lines += _lines("missing in the checkpoint", [f"{k} {s}" for k, s in self.missing.items()])
         lines += _lines("not in the model", [f"{k} {s}" for k, s in self.unexpected.items()])
@@ -74,6 +94,8 @@ def load_strictly(
     source: str,
     *,
     ignore_unexpected: Iterable[str] = (),
+    ignore_missing: Iterable[str] = (),
+    conversion: LoadReport | None = None,
     hint: str = "",
 ) -> LoadReport:
     """Loads a state dict that has to fit: every tensor of the module, nothing left over.
@@ -84,21 +106,34 @@ def load_strictly(
         source: where the weights come from, for the messages.
         ignore_unexpected: regular expressions (``re.match``) of names that may be left over, such as a
             classifier's head. LayerScale is never left out.
+        ignore_missing: regular expressions of names that keep their initialisation if the state dict lacks them.
+        conversion: the report of :func:`convert_vit`, which is completed and returned.
         hint: what to do when it does not fit, appended to the error.
 
     Raises:
         CheckpointError: with the whole report.
     """
     report = compare_state_dicts(module.state_dict(), state_dict)
+    if conversion is not None:
+        report = replace(
+            conversion,
+            matched=report.matched,
+            missing=report.missing,
+            unexpected=report.unexpected,
+            mismatched=report.mismatched,
+        )
     # BatchNorm's step counter is absent from old files and from frozen norms, and is not needed to run
     for names in (report.missing, report.unexpected):
         for name in [n for n in names if n.endswith("num_batches_tracked")]:
             del names[name]
     patterns = [re.compile(p) for p in ignore_unexpected]
-    left_over = [
-        name for name in report.unexpected if _LAYER_SCALE.search(name) or not any(p.match(name) for p in patterns)
-    ]
-    if report.missing or report.mismatched or left_over:
+    for name in list(report.unexpected):
+        if not _LAYER_SCALE.search(name) and any(p.match(name) for p in patterns):
+            del report.unexpected[name]
+            report.ignore(name, "not in the model, and allowed to be left over")
+    may_be_missing = [re.compile(p) for p in ignore_missing]
+    lacking = [name for name in report.missing if not any(p.match(name) for p in may_be_missing)]
+    if lacking or report.mismatched or report.unexpected:
         raise CheckpointError(f"'{source}' does not fit {type(module).__name__}: {report}\n{hint}".rstrip())
     with torch.no_grad():
         module.load_state_dict({name: state_dict[name] for name in report.matched}, strict=False)

@@ -1,6 +1,8 @@
 """Models: LiFT, the ViTs, the pyramid that joins them, and the detector around it."""
 
+from .agreement import check_lift, same_weights, weights_fingerprint
 from .build import add_lift_config, build_lift_rcnn, build_lift_vitdet_backbone
+from .features import FeatureExtractor
 from .lift import BilinearUpsample, FeatureUpsampler, LiFT, load_lift, save_lift
 from .pyramid import LiFTFeaturePyramid
 from .rcnn import GeneralizedRCNN
@@ -9,6 +11,7 @@ from .vit import ViT
 
 __all__ = [
     "BilinearUpsample",
+    "FeatureExtractor",
     "FeatureUpsampler",
     "GeneralizedRCNN",
     "LiFT",
@@ -18,6 +21,9 @@ __all__ = [
     "add_lift_config",
     "build_lift_rcnn",
     "build_lift_vitdet_backbone",
+    "check_lift",
     "load_lift",
+    "same_weights",
     "save_lift",
+    "weights_fingerprint",
 ]

@@ -50,6 +50,8 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.LIFT.STEPS = 1
     cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 is the fast way
     cfg.MODEL.LIFT.FREEZE = False
+    # Settings in which the LiFT may have been trained on other features, such as ["backbone"]
+    cfg.MODEL.LIFT.ALLOW_LIFT = []
     # Parts of the model that a checkpoint may fill in part; see lift_det.modeling.GeneralizedRCNN
     cfg.MODEL.LIFT.ALLOW_PARTIAL = []
 
@@ -88,6 +90,7 @@ def build_lift_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone
         square_pad=pyramid.SQUARE_PAD,
         freeze_net=cfg.MODEL.VIT.FREEZE,
         freeze_lift=cfg.MODEL.LIFT.FREEZE,
+        allow_lift=cfg.MODEL.LIFT.ALLOW_LIFT,
     )
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
 
-from .lift import FeatureUpsampler, LiFT, resize_images
+from .agreement import check_lift_on_net, check_lift_shape
+from .lift import FeatureUpsampler, resize_images
 
 
 class LiFTFeaturePyramid(SimpleFeaturePyramid):
@@ -47,6 +48,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         square_pad: int = 0,
         freeze_net: bool = False,
         freeze_lift: bool = False,
+        allow_lift: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -64,8 +66,12 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
                 the strides ask for.
             freeze_net: train nothing in the ViT, and keep it in evaluation mode.
             freeze_lift: likewise for LiFT: its BatchNorm statistics stay, too.
+            allow_lift: in which settings a LiFT may have been trained on other features than this ViT's, such as
+                ``("backbone", "weights")``; see :func:`lift_det.modeling.check_lift`.
 
         Raises:
+            CheckpointError: a LiFT that was trained on other features than the ViT's. The ViT's weights are compared
+                only if it was built with them.
             ValueError: strides that are no powers of two, levels that do not follow each other, a ``square_pad`` that
                 is no multiple of the coarsest stride, or a LiFT for another width or patch size than the ViT's.
         """
@@ -74,7 +80,8 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         self.steps = steps if lift is not None else 0
         self.input_scale = input_scale
         self.scale_factors = tuple(scale_factors)
-        _check_lift(lift, shape)
+        check_lift_on_net(lift, net, allow_lift)
+        check_lift_shape(lift, shape)
         patch_stride = _patch_stride(shape.stride, input_scale)
         strides = _level_strides(patch_stride, self.steps, self.scale_factors)
 
@@ -192,14 +199,6 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
                 f"The batch is {height}×{width} pixels; its sides have to be multiples of {self._size_divisibility}. "
                 "detectron2's ImageList pads to that with this backbone's padding_constraints."
             )
-
-
-def _check_lift(lift: FeatureUpsampler | None, vit: ShapeSpec) -> None:
-    if isinstance(lift, LiFT) and (lift.in_channels, lift.patch_size) != (vit.channels, vit.stride):
-        raise ValueError(
-            f"LiFT is for {lift.in_channels} channels and patches of {lift.patch_size} pixels, the ViT has "
-            f"{vit.channels} and {vit.stride}: set lift.in_channels and lift.patch_size to the ViT's."
-        )
 
 
 def _patch_stride(net_stride: int, input_scale: float) -> int:

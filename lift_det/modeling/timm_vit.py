@@ -20,7 +20,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
-from lift_det.checkpoint import CheckpointError, load_strictly, read_state_dict, strip_prefix
+from lift_det.checkpoint import CheckpointError, check_head_count, convert_vit, load_strictly, read_state_dict
+
+from .plain_vit import PlainViT, project
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -28,9 +30,11 @@ __all__ = ["TimmViT"]
 
 # What a feature map never passes through: it may be left over in a checkpoint.
 _HEAD = (r"head(_dist)?\.", r"fc_norm\.", r"attn_pool\.")
+# What a model is built with and computes the same without, once it is trained; positions are resized to any grid.
+_NOT_THE_NETWORK = re.compile(r"img_size|.*drop_rate|weight_init|cache_dir|pretrained_.*")
 
 
-class TimmViT(Backbone):
+class TimmViT(PlainViT, Backbone):
     """A timm ViT that gives its last feature map: (N, 3, H, W) images to ``{out_feature: (N, embed_dim, H/p, W/p)}``.
 
     The timm model is ``self.vit``, unchanged but for its head, which is taken off; state-dict names are timm's behind
@@ -47,6 +51,7 @@ class TimmViT(Backbone):
     Attributes:
         vit: the timm model.
         patch_size, embed_dim, depth, num_heads: as the model has them; the patch size, in pixels, is the stride.
+        weights_given: whether it was built with ``pretrained`` or ``checkpoint``.
         num_prefix_tokens: tokens before the patches, which are not in the map.
         pixel_mean, pixel_std: three floats, RGB, 0 to 255: the statistics of the images that the weights were trained
             on. Give them to the detector (``model.pixel_mean``) and read the images with ``input_format="RGB"``.
@@ -54,9 +59,14 @@ class TimmViT(Backbone):
     Args:
         name: timm's name of the model, such as ``"vit_small_patch14_dinov2.lvd142m"``.
         pretrained: take timm's own weights, from the Hugging Face hub.
-        checkpoint: a local file of weights (safetensors or a pickle of tensors), which has to fit the model: timm's
-            names, or another release's that timm itself converts. Only a classifier may be left over. Positions of
-            another grid are resized; half precision becomes float32.
+        checkpoint: a local file of weights (see :func:`lift_det.checkpoint.read_state_dict`), which has to fit the
+            model. Its format is recognised by its names: timm's, the releases of DINO, DINOv2, MoCo v3, MAE and DeiT,
+            transformers' ViT, DeiT, ViTMAE and Dinov2 (:func:`lift_det.checkpoint.recognise_vit`), and what timm itself
+            converts (OpenCLIP, DINOv3, …). Classifiers, projection heads, decoders and the like are left out and
+            reported. Positions of another grid are resized as timm does it, bicubically with antialiasing, prefix
+            tokens' as they are; half precision becomes float32.
+        allow_unexpected: regular expressions, matched from the start, of further names that may be left over in the
+            checkpoint, as an error states them. LayerScale is never left out.
         norm: give the map behind the last LayerNorm, as frozen features are used, or before it, as in ViTDet.
             With False it is removed, because DistributedDataParallel refuses parameters without gradients.
             Models that normalise only the pooled vector (``fc_norm``) have none; timm's map is then the same for both.
@@ -66,8 +76,8 @@ class TimmViT(Backbone):
         drop_path_rate: stochastic depth of the last block; the others' rise to it linearly.
         out_feature: the map's name.
         **model_kwargs: go to timm, over what the name stands for: ``img_size``, ``depth``, … MoCo v3's ViT-S needs
-            ``num_heads=12``; timm's has 6, and no check can see it because the shapes are the same. ``None`` leaves a
-            value as the name has it: a DINOv2 without LayerScale is ``init_values=0``.
+            ``num_heads=12``; timm's has 6, and the shapes are the same. ``None`` leaves a value as the name has it: a
+            DINOv2 without LayerScale is ``init_values=0``.
 
     Raises:
         ValueError: not a plain ViT, an unknown name, or arguments that contradict each other.
@@ -80,6 +90,7 @@ class TimmViT(Backbone):
         pretrained: bool = False,
         checkpoint: str | os.PathLike = "",
         *,
+        allow_unexpected: Sequence[str] = (),
         norm: bool = True,
         window_size: int = 0,
         window_block_indexes: Sequence[int] = (),
@@ -89,6 +100,13 @@ class TimmViT(Backbone):
         **model_kwargs: object,
     ) -> None:
         super().__init__()
+        self._name = name
+        self._model_kwargs = {
+            key: value
+            for key, value in sorted(model_kwargs.items())
+            if value is not None and not _NOT_THE_NETWORK.fullmatch(key)
+        }
+        self.weights_given = bool(pretrained or checkpoint)
         if pretrained and checkpoint:
             raise ValueError(f"Either pretrained=True or checkpoint='{checkpoint}', not both: which weights are meant?")
         for kwarg in ("num_classes", "dynamic_img_size", "checkpoint_path", "features_only"):
@@ -121,7 +139,7 @@ class TimmViT(Backbone):
         vit.prune_intermediate_layers(1, prune_norm=not norm, prune_head=True)
         self.vit = vit
         if checkpoint:
-            self._load(name, checkpoint, ignore=_HEAD if norm else (*_HEAD, r"norm\."))
+            self._load(name, checkpoint, ignore=allow_unexpected if norm else (*allow_unexpected, r"norm\."))
 
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: self.embed_dim}
@@ -131,6 +149,18 @@ class TimmViT(Backbone):
     def size_divisibility(self) -> int:
         """Images have to be padded to whole patches."""
         return self.patch_size
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether there is a norm behind the last block."""
+        return not isinstance(self.vit.norm, nn.Identity)
+
+    @property
+    def description(self) -> str:
+        """timm's name, and the keyword arguments that make another network of it."""
+        # classes and functions by their name: their repr has an address in it
+        changes = (f"{key}={getattr(value, '__name__', value)}" for key, value in self._model_kwargs.items())
+        return " ".join([self._name, *changes])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Computes the feature map.
@@ -144,6 +174,13 @@ class TimmViT(Backbone):
         Raises:
             ValueError: H or W is not a multiple of the patch size.
         """
+        return {self._out_features[0]: self.feature_map(x)}
+
+    def feature_map(
+        self, x: Tensor, layer: int | None = None, facet: str = "token", norm: bool | None = None
+    ) -> Tensor:
+        """See :meth:`PlainViT.feature_map`; the map is contiguous."""
+        layer, norm = self.resolve(layer, facet, norm)
         height, width = x.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
@@ -157,7 +194,8 @@ class TimmViT(Backbone):
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         rope_for_each_block = rope is not None and self.vit.rope_mixed
         tokens = self.vit.norm_pre(tokens)  # (N, prefix + HW, C)
-        for index, block in enumerate(self.vit.blocks):
+        for index in range(layer + 1 if facet == "token" else layer):
+            block = self.vit.blocks[index]
             run = functools.partial(_run_block, block)
             if index in self.window_block_indexes:
                 run = functools.partial(
@@ -166,8 +204,15 @@ class TimmViT(Backbone):
             if self.use_act_checkpoint and self.training:
                 run = functools.partial(checkpoint_activations, run, use_reentrant=False)
             tokens = run(tokens, rope[index] if rope_for_each_block else rope)
-        patches = self.vit.norm(tokens)[:, self.num_prefix_tokens :]  # (N, HW, C)
-        return {self._out_features[0]: patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()}
+        if facet != "token":
+            tokens = project(self.vit.blocks[layer], tokens, facet)
+        elif norm:
+            tokens = self.vit.norm(tokens)
+        patches = tokens[:, self.num_prefix_tokens :]  # (N, HW, C)
+        return patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+
+    def _blocks(self) -> nn.ModuleList:
+        return self.vit.blocks
 
     def _check_windows(self) -> None:
         if self.window_size < 0 or bool(self.window_size) != bool(self.window_block_indexes):
@@ -182,13 +227,18 @@ class TimmViT(Backbone):
             )
 
     def _load(self, name: str, path: str | os.PathLike, ignore: Sequence[str]) -> None:
-        state = strip_prefix(strip_prefix(read_state_dict(path)[0], "module."), "vit.")
+        state, report = convert_vit(read_state_dict(path)[0])
         state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         hint = (
             f"'{name}' as built here: {_describe(self.vit.state_dict())}.\n"
             f"'{path}': {_describe(state)}.\n"
             "Use the timm name and the model kwargs (depth, patch_size, …) of the ViT that the checkpoint belongs to."
         )
+        if report.format == "vitdet":
+            raise CheckpointError(
+                f"'{path}' is a detectron2 ViT, which has other blocks than timm's: use lift_det.ViT.\n{hint}"
+            )
+        check_head_count(report.format, self.embed_dim, self.num_heads)
         # A plain ViT has one convolution, the patch embedding. timm would resize it to another patch size: the weights
         # would load, and give features that nobody trained.
         patch = next((tuple(value.shape[-2:]) for value in state.values() if value.ndim == 4), None)
@@ -208,9 +258,15 @@ class TimmViT(Backbone):
             # most often positions that are no square grid once the model's prefix tokens are taken off
             raise CheckpointError(f"'{path}' cannot be converted to timm's names and sizes: {error}\n{hint}") from error
         before, after = state.get("pos_embed"), converted.get("pos_embed")
-        if before is not None and after is not None and before.shape != after.shape:
-            logger.info("Position embeddings of '%s' resized from %s to %s.", path, *map(_shape, (before, after)))
-        load_strictly(self.vit, converted, str(path), ignore_unexpected=ignore, hint=hint)
+        if before is not None and after is not None and before is not after:
+            report.resized["pos_embed"] = (tuple(before.shape), tuple(after.shape))
+        kept = {id(value) for value in converted.values()}
+        for key, value in state.items():
+            if key not in converted and id(value) not in kept:
+                report.ignore(key, "dropped or rewritten by timm's own conversion")
+        if report.format in ("timm", "other"):  # of the rest, what may be left over is known and out by now
+            ignore = (*_HEAD, *ignore)
+        load_strictly(self.vit, converted, str(path), ignore_unexpected=ignore, conversion=report, hint=hint)
 
 
 def _run_block(block: nn.Module, tokens: Tensor, rope: Tensor | None) -> Tensor:
