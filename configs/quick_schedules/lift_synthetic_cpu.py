@@ -22,15 +22,15 @@ model = L(LiFTPretraining)(
     lift=lift,
     pixel_mean=_constants.imagenet_rgb256_mean,
     pixel_std=_constants.imagenet_rgb256_std,
-    in_feature="last_feat",
 )
 
 dataloader = OmegaConf.create()
 dataloader.train = L(build_image_folder_loader)(
-    dataset=L(ImageFolder)(root=os.path.join(_images, "train"), image_size=128, train=True),
+    dataset=L(ImageFolder)(root=os.path.join(_images, "train"), image_size=128, train=True, crop="resized"),
     total_batch_size=8,
     num_workers=0,
     train=True,
+    seed="${train.seed}",
 )
 dataloader.test = L(build_image_folder_loader)(
     dataset=L(ImageFolder)(root=os.path.join(_images, "val"), image_size=128, train=False),
@@ -48,6 +48,7 @@ optimizer.weight_decay = 0.01
 
 train = model_zoo.get_config("common/train.py").train
 train.device = "cpu"
+train.seed = 0  # of weights, and of which image is seen when and how
 train.ddp.broadcast_buffers = True  # BatchNorm statistics are to be the same on every rank
 train.output_dir = "./output/lift_synthetic"
 train.max_iter = 100

@@ -4,6 +4,7 @@ from .checkpointer import Checkpointer
 from .lift_pretraining import LiFTPretraining
 from .lr_decay import LayerDecay
 from .optim import ClippedAdamW
+from .sync_batchnorm import synchronise_batchnorm
 from .train import do_test, do_train
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "LiFTPretraining",
     "do_test",
     "do_train",
+    "synchronise_batchnorm",
 ]
