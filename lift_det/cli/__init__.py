@@ -12,15 +12,16 @@ from collections.abc import Sequence
 
 from lift_det.version import __version__
 
-from . import configs, doctor
+from . import configs, doctor, pretrain
 
-SUBCOMMANDS = (doctor, configs)
+SUBCOMMANDS = (doctor, configs, pretrain)
 
 _EPILOG = """\
 examples:
   lift-det doctor                  is everything here that training needs, and what is missing?
   lift-det configs                 the configs that come with lift_det
   lift-det configs --path COCO/mask_rcnn_lift_vitdet_b_100ep.py
+  lift-det pretrain --images photos --backbone vit_small_patch14_dinov2.lvd142m --output output/lift
 """
 
 

@@ -54,6 +54,7 @@ class ImageFolder(torchdata.Dataset):
         flip: float = 0.5,
         color_jitter: ColorJitter | Mapping[str, float] | None = None,
         views: int = 0,
+        holdout: int = 0,
     ) -> None:
         """
         Args:
@@ -73,6 +74,8 @@ class ImageFolder(torchdata.Dataset):
             views: how many versions of each image exist. 0: each sample is augmented anew. Otherwise epoch e shows
                 version e modulo ``views`` of every image, and a model can keep what it has computed for one: the dicts
                 then have a ``view``.
+            holdout: keeps every so-manieth image, in the order of the paths, for evaluation, where there is no folder
+                for it: in training they are left out, in evaluation they alone are taken. 0 takes all images.
 
         Raises:
             DatasetError: a folder does not exist, or holds no image file.
@@ -96,6 +99,10 @@ class ImageFolder(torchdata.Dataset):
         self.files: list[str] = list(dict.fromkeys(file for r in self.roots for file in _find_images(r)))
         if not self.files:
             raise DatasetError("No image folder is named: give at least one.")
+        if holdout:
+            if not 2 <= holdout <= len(self.files):
+                raise ValueError(f"holdout={holdout} of {len(self.files)} images: expected 2 up to their number.")
+            self.files = [file for i, file in enumerate(self.files) if (i % holdout == 0) is not train]
         # Shared memory: what one worker finds broken, all of them and the main process know.
         self._broken = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
         self._order: tuple[tuple[int, int], torch.Tensor] | None = None

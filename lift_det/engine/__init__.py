@@ -4,6 +4,7 @@ from .checkpointer import Checkpointer
 from .lift_pretraining import LiFTPretraining
 from .lr_decay import LayerDecay
 from .optim import ClippedAdamW
+from .progress import ProgressBar
 from .sync_batchnorm import synchronise_batchnorm
 from .train import do_test, do_train
 
@@ -12,6 +13,7 @@ __all__ = [
     "ClippedAdamW",
     "LayerDecay",
     "LiFTPretraining",
+    "ProgressBar",
     "do_test",
     "do_train",
     "synchronise_batchnorm",

@@ -2,96 +2,262 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.backbone import Backbone
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from lift_det.modeling.checked_loading import CheckedLoading
-from lift_det.modeling.lift import LiFT, bilinear_2x, resize_images
+from lift_det.modeling.features import FeatureExtractor
+from lift_det.modeling.lift import LiFT, resize_images, save_lift
+
+from .feature_cache import FeatureCache, digest
+from .sync_batchnorm import synchronise_batchnorm
+
+#: what is reconstructed from what: (name, size it starts from, size it ends at), sizes as shares of the image
+OBJECTIVES = {
+    "full_from_half": (2, 1),
+    "half_from_quarter": (4, 2),
+    "full_from_quarter": (4, 1),
+}
+#: the tasks of an evaluation, under the names that its figures have
+TASKS = {"2x": (2, 1), "2x_half": (4, 2), "4x": (4, 1)}
 
 
 class LiFTPretraining(CheckedLoading, nn.Module):
-    """Trains LiFT to give the features of an image from those of the image at half size (section 3.1 of the paper).
+    """Trains LiFT to give an image's features from those of the image at a smaller size (section 3.1 of the paper).
 
-    Full size is reconstructed from half, and half from quarter. The ViT is frozen and stays in evaluation mode. Its
-    name here is ``backbone.net`` and LiFT's is ``backbone.lift``, as in a detector: a checkpoint of this model is an
+    Full size is reconstructed from half, and half from quarter; ``full_from_quarter`` trains the recursion (section
+    3.3), which the paper leaves untrained. The ViT is frozen and stays in evaluation mode. Its name here is
+    ``backbone.net`` and LiFT's is ``backbone.lift``, as in a detector: a checkpoint of this model is an
     ``init_checkpoint`` of one.
+
+    Several processes train as one does: BatchNorm sees the whole batch.
     """
 
     def __init__(
         self,
         net: Backbone,
         lift: LiFT,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        in_feature: str = "last_feat",
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        facet: str = "token",
+        norm: bool | None = None,
+        objectives: Mapping[str, float] | None = None,
+        losses: Mapping[str, float] | None = None,
+        feature_cache: str | os.PathLike = "",
+        autocast: str = "",
     ) -> None:
         """
         Args:
             net: the ViT.
             lift: what is trained.
-            pixel_mean: of each channel on the 0 to 255 scale, in the order of the loader's images.
+            pixel_mean: of each channel on the 0 to 255 scale, in the order of the loader's images (RGB); None takes
+                the ViT's own.
             pixel_std: likewise.
-            in_feature: name of the ViT's map.
+            layer, facet, norm: which of the ViT's features, see :class:`lift_det.FeatureExtractor`.
+            objectives: weights of ``full_from_half``, ``half_from_quarter`` (the paper's two, which None stands for)
+                and ``full_from_quarter``, which goes through LiFT twice, the image enlarged bilinearly in between.
+            losses: weights of ``cosine`` (one minus the cosine similarity of the channels), ``l1`` and ``l2`` (mean
+                absolute and mean squared difference), each a mean over positions; None is cosine alone.
+            feature_cache: folder where the ViT's maps are kept, in half precision, and found again when the same image
+                (the same crop) comes back; empty keeps none. Of use where the dataset has a limited number of views.
+            autocast: ``"bfloat16"`` trains in mixed precision on any device, where detectron2's ``train.amp`` needs
+                CUDA. Evaluations are in the weights' own precision, with either.
+
+        Raises:
+            ValueError: unknown objectives or losses, or no image statistics.
         """
         super().__init__()
-        self.backbone = nn.ModuleDict({"net": net.requires_grad_(False), "lift": lift})
-        self.in_feature = in_feature
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.objectives = _weights(objectives or {"full_from_half": 1.0, "half_from_quarter": 1.0}, OBJECTIVES)
+        self.losses = _weights(losses or {"cosine": 1.0}, _LOSSES)
+        net.requires_grad_(False)
+        if comm.get_world_size() > 1:
+            synchronise_batchnorm(lift)
+        self.backbone = FeatureExtractor(net, lift, layer=layer, facet=facet, norm=norm)
+        pixel_mean = self.backbone.pixel_mean if pixel_mean is None else pixel_mean
+        pixel_std = self.backbone.pixel_std if pixel_std is None else pixel_std
+        if pixel_mean is None or pixel_std is None:
+            raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
+        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
+        #: training steps so far; in checkpoints, so that a LiFT says how long it was trained
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        if autocast not in ("", "bfloat16", "float16"):
+            raise ValueError(f"autocast is 'bfloat16', 'float16' or empty, not '{autocast}'.")
+        self.autocast = autocast
+        self.feature_cache = feature_cache
+        self._cache: FeatureCache | None = None
+
+    @property
+    def lift(self) -> LiFT:
+        """What is trained."""
+        return self.backbone.lift
 
     def train(self, mode: bool = True) -> LiFTPretraining:
         """The ViT stays in evaluation mode."""
         super().train(mode)
-        self.backbone["net"].eval()
+        self.backbone.net.eval()
         return self
 
-    def forward(self, batch: list[dict]) -> dict[str, Tensor] | list[dict[str, float]]:
+    def forward(self, batch: list[dict]) -> dict[str, Tensor] | Reconstructions:
         """
         Args:
-            batch: of dicts with ``"image"``, (3, H, W) on the 0 to 255 scale, all of one size:
+            batch: of dicts with ``"image"``, uint8 or float (3, H, W) on the 0 to 255 scale, all of one size:
                 multiples of four patches.
 
         Returns:
-            In training the losses, each one minus the mean cosine similarity. In evaluation, for each image, the cosine
-            similarity to the features at full size of what LiFT makes of those at half size, and bilinear upsampling.
+            In training the losses, weighted, as ``loss_<objective>`` (``loss_<objective>_<loss>`` where there are
+            several). In evaluation :class:`Reconstructions`.
 
         Raises:
             ValueError: a size that is no multiple of four patches.
         """
-        images = torch.stack([item["image"] for item in batch]).to(self.pixel_mean.device)
+        if not self.training:
+            with torch.autocast(self.pixel_mean.device.type, enabled=False):
+                return Reconstructions(self._scores(*self._inputs(batch, TASKS)), self)
+        self.steps += 1
+        if not self.autocast:
+            return self._training_losses(*self._inputs(batch, OBJECTIVES))
+        with torch.autocast(self.pixel_mean.device.type, getattr(torch, self.autocast)):
+            return self._training_losses(*self._inputs(batch, OBJECTIVES))
+
+    def _inputs(
+        self, batch: list[dict], pairs: Mapping[str, tuple[int, int]]
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """The images at each size that ``pairs`` speak of, and the ViT's maps of them; both by share of the size."""
+        raw = [item["image"] for item in batch]
+        images = torch.stack(raw).to(self.pixel_mean.device)
         images = (images - self.pixel_mean) / self.pixel_std  # (N, 3, H, W)
-        lift = self.backbone["lift"]
         height, width = images.shape[-2:]
-        if height % (4 * lift.patch_size) or width % (4 * lift.patch_size):
+        patch = self.backbone.patch_size
+        if height % (4 * patch) or width % (4 * patch):
             raise ValueError(
-                f"Images of {height}×{width} pixels cannot be quartered into patches of {lift.patch_size}: "
-                f"choose multiples of {4 * lift.patch_size}."
+                f"Images of {height}×{width} pixels cannot be quartered into patches of {patch}: "
+                f"choose multiples of {4 * patch}."
             )
-        half = resize_images(images, (height // 2, width // 2))
-        full_features, half_features = self._features(images), self._features(half)
-        lifted = lift(half, half_features)
-        if self.training:
-            quarter = resize_images(images, (height // 4, width // 4))
-            lifted_quarter = lift(quarter, self._features(quarter))
-            return {
-                "loss_full_from_half": 1 - _cosine(lifted, full_features).mean(),
-                "loss_half_from_quarter": 1 - _cosine(lifted_quarter, half_features).mean(),
-            }
-        scores = {
-            "lift": _cosine(lifted, full_features),
-            "bilinear": _cosine(bilinear_2x(half_features), full_features),
-        }
-        return [{name: score[i].item() for name, score in scores.items()} for i in range(len(batch))]
+        used = sorted({part for pair in pairs.values() for part in pair})
+        scaled = {part: resize_images(images, (height // part, width // part)) for part in used}
+        return scaled, self._features(raw, scaled)
+
+    def _training_losses(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> dict[str, Tensor]:
+        losses = {}
+        half_from_quarter: Tensor | None = None
+        for name, weight in self.objectives.items():
+            start, end = OBJECTIVES[name]
+            if start == 4 and half_from_quarter is None:
+                half_from_quarter = self.lift(scaled[4], features[4])
+            if name == "half_from_quarter":
+                lifted = half_from_quarter
+            elif name == "full_from_quarter":
+                lifted = self.lift(resize_images(scaled[4], tuple(scaled[2].shape[-2:])), half_from_quarter)
+            else:
+                lifted = self.lift(scaled[start], features[start])
+            for kind, share in self.losses.items():
+                key = f"loss_{name}" if len(self.losses) == 1 else f"loss_{name}_{kind}"
+                # in full precision: half a precision's error is as large as what is left to learn
+                losses[key] = weight * share * _LOSSES[kind](lifted.float(), features[end])
+        return losses
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
-        return self.backbone["net"](images)[self.in_feature]
+    def _features(self, raw: Sequence[Tensor], scaled: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The ViT's maps at each scale, from the cache where it has them: share → (N, C, h / share, w / share)."""
+        if not self.feature_cache:
+            return {part: self.backbone.extract(images).float() for part, images in scaled.items()}
+        if self._cache is None:
+            # here and not at construction, because a checkpoint may have been loaded in between
+            self._cache = FeatureCache(self.feature_cache, digest(self.backbone.net, self._settings()))
+        cache, parts = self._cache, tuple(scaled)
+        # and the precision, which is another in training where there is an autocast
+        device = self.pixel_mean.device
+        precision = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else ""
+        sizes = tuple(tuple(images.shape[-2:]) for images in scaled.values())
+        keys = [cache.key(image, (*sizes, precision)) for image in raw]
+        found = [cache.get(key) for key in keys]
+        todo = [i for i, maps in enumerate(found) if maps is None]
+        if todo:
+            new = {part: self.backbone.extract(images[todo]).float() for part, images in scaled.items()}
+            for row, i in enumerate(todo):
+                found[i] = {str(part): maps[row] for part, maps in new.items()}
+                cache.put(keys[i], found[i])
+        return {part: torch.stack([maps[str(part)].to(device) for maps in found]) for part in parts}
+
+    def _settings(self) -> dict[str, str]:
+        settings = self.backbone.settings()
+        for name, value in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
+            settings[name] = " ".join(f"{v:g}" for v in value.flatten().tolist())
+        return settings
+
+    def _scores(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> list[dict[str, dict[str, float]]]:
+        size = tuple(features[1].shape[-2:])
+        results: dict[str, dict[str, Tensor]] = {}
+        for task, (start, end) in TASKS.items():
+            true, steps = features[end], (start // end).bit_length() - 1
+            target = (size[0] // end, size[1] // end)
+            candidates = {
+                mode: F.interpolate(
+                    features[start], size=target, mode=mode, **({} if mode == "nearest" else {"align_corners": False})
+                )
+                for mode in ("nearest", "bilinear", "bicubic")
+            }
+            candidates["lift"] = self.lift.upsample(scaled[start], features[start], steps)
+            if steps > 1:  # the second step may look at the real image of its size, where there is one
+                candidates["lift_original"] = self.lift.upsample(scaled[start], features[start], steps, scaled[end])
+            for name, map_ in candidates.items():
+                results.setdefault(f"cosine_{task}", {})[name] = F.cosine_similarity(map_, true, dim=1).mean((1, 2))
+                results.setdefault(f"rel_l2_{task}", {})[name] = relative_l2(map_, true)
+        return [
+            {figure: {name: value[i].item() for name, value in values.items()} for figure, values in results.items()}
+            for i in range(features[1].shape[0])
+        ]
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """(N, C, h, w) twice → (N,), the cosine similarity of the channels, averaged over positions."""
-    return F.cosine_similarity(a, b, dim=1).mean(dim=(1, 2))
+class Reconstructions(list):
+    """For each image the figures of an evaluation, and the model that they are of.
+
+    Each item is ``{"cosine_2x": {"nearest": …, "bilinear": …, "bicubic": …, "lift": …}, …}`` with the cosine similarity
+    (averaged over positions) and the relative L2 error to the true features, for ``2x`` (full from half), ``2x_half``
+    (half from quarter) and ``4x`` (full from quarter by recursion; there ``lift_original`` is the recursion whose
+    second step looks at the real image at half size rather than at the enlarged one).
+    """
+
+    def __init__(self, scores: Sequence[dict[str, dict[str, float]]], model: LiFTPretraining) -> None:
+        super().__init__(scores)
+        self._model = model
+
+    def save_lift(self, path: str | os.PathLike, metadata: Mapping[str, str]) -> None:
+        """Writes the LiFT with its settings and ``metadata``, see :func:`lift_det.modeling.save_lift`."""
+        model = self._model
+        save_lift(model.lift, path, {**model._settings(), "steps": str(int(model.steps)), **metadata})
+
+
+def relative_l2(a: Tensor, b: Tensor) -> Tensor:
+    """‖a − b‖ / ‖b‖ of each image: (N, C, h, w) twice → (N,)."""
+    return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+
+
+def _cosine_loss(a: Tensor, b: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(a, b, dim=1).mean()
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": _cosine_loss,
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+}
+
+
+def _weights(given: Mapping[str, float], known: Mapping[str, Any]) -> dict[str, float]:
+    """The weights that are not zero, in the order given."""
+    unknown = [name for name in given if name not in known]
+    weights = {name: float(weight) for name, weight in given.items() if weight}
+    if unknown or not weights or min(weights.values()) < 0:
+        raise ValueError(f"Expected positive weights for some of {list(known)}, got {dict(given)}.")
+    return weights

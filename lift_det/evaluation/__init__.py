@@ -1,6 +1,6 @@
 """Evaluation: LiFT's reconstruction of features, and pictures of what a model sees and finds."""
 
 from .pictures import draw_features, draw_predictions
-from .reconstruction import ReconstructionEvaluator
+from .reconstruction import ReconstructionEvaluator, reconstruction_table
 
-__all__ = ["ReconstructionEvaluator", "draw_features", "draw_predictions"]
+__all__ = ["ReconstructionEvaluator", "draw_features", "draw_predictions", "reconstruction_table"]

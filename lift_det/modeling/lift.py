@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from lift_det.checkpoint import CheckpointError, load_strictly, read_state_dict, strip_prefix, write_atomically
 
+from .lift_networks import AttentionPool, TrunkNetwork
+
 PATCH_SIZES = (8, 14, 16, 32)
+NETWORKS = ("paper", "trunk")
 # Channels of the image branch (3 convolutions of stride 2 between the image and the map); section 3.2 of the paper.
 _IMAGE_CHANNELS = 32
 
@@ -61,7 +65,8 @@ class LiFT(FeatureUpsampler):
 
     With ``residual=False`` this is the paper's network under the names of its authors' release, and their files load.
     With ``residual=True`` the network's output is added to the bilinear upsampling of the input and its last layer
-    starts at zero, so that it begins as bilinear.
+    starts at zero, so that it begins as bilinear. ``pool`` puts an attention pooling in bilinear's place, and
+    ``network="trunk"`` another network in the paper's; what each gives is measured in the project's documentation.
 
     The image branch is made for 16 pixels a patch (8 for patch size 8); for other patch sizes the image is resized so
     that a patch is 16 pixels, which keeps the network and its files the same for every ViT.
@@ -74,6 +79,9 @@ class LiFT(FeatureUpsampler):
         residual: bool = True,
         *,
         norm: str = "BN",
+        network: str = "paper",
+        pool: int = 0,
+        normalize: bool = False,
         checkpoint: str | os.PathLike = "",
     ) -> None:
         """
@@ -83,39 +91,60 @@ class LiFT(FeatureUpsampler):
             residual: add the bilinear upsampling (see above); ``False`` is the paper's network.
             norm: ``"BN"`` as in the paper, or what else :func:`detectron2.layers.get_norm` knows, such as ``"SyncBN"``
                 where a GPU holds one image, or ``"FrozenBN"``.
+            network: ``"paper"``, or ``"trunk"``: :class:`lift_det.modeling.lift_networks.TrunkNetwork`.
+            pool: side of the neighbourhood, in the ViT's cells, from which
+                :class:`lift_det.modeling.lift_networks.AttentionPool` takes what the network's output is added to; odd,
+                from 3. 0 is bilinear upsampling.
+            normalize: give the network features of mean 0 and deviation 1 in each channel, and scale what it adds by
+                each channel's deviation: some channels of a ViT are many times as large as others. Statistics are
+                running ones, as in BatchNorm.
             checkpoint: a trained LiFT (``.safetensors``, or the authors' ``.pth``) for these settings.
 
         Raises:
-            ValueError: another patch size, or an odd width.
+            ValueError: another patch size, a width that cannot be divided, or a pool without ``residual``.
             CheckpointError: the checkpoint was trained for another width, patch size or kind.
         """
         super().__init__()
         if patch_size not in PATCH_SIZES:
             raise ValueError(f"LiFT knows patch sizes {PATCH_SIZES}, not {patch_size}.")
-        if in_channels < 2 or in_channels % 2:
-            raise ValueError(f"LiFT halves the channels: expected an even number of them, got {in_channels}.")
+        if network not in NETWORKS:
+            raise ValueError(f"LiFT's network is one of {NETWORKS}, not '{network}'.")
+        divisor = 2 if network == "paper" else 4
+        if in_channels < divisor or in_channels % divisor:
+            raise ValueError(f"LiFT divides the channels: expected a multiple of {divisor}, got {in_channels}.")
+        if pool and (pool < 3 or pool % 2 == 0 or not residual):
+            raise ValueError(f"pool={pool}, residual={residual}: a pool is odd, from 3, and needs residual=True.")
         self.in_channels = in_channels
         self.patch_size = patch_size
         self.residual = residual
         self.norm = norm
+        self.network = network
+        self.pool_size = pool
+        self.normalize = nn.BatchNorm2d(in_channels) if normalize else None
         # goes into state dicts beside the tensors, which look alike in both kinds; the authors' files have 1
         self._version = 2 if residual else 1
         self.metadata: dict[str, str] = {}
         #: pixels of a patch in the image branch, which reduces by 8 and, unless patches are that small, pools by 2
         self._patch_pixels = 8 if patch_size == 8 else 16
 
-        hidden = in_channels // 2
-        self.image_convs_1 = nn.Sequential(
-            *_image_conv(3, norm),
-            *_image_conv(_IMAGE_CHANNELS, norm),
-        )
-        self.scale_adapter = nn.Identity() if self._patch_pixels == 8 else nn.MaxPool2d(2, 2)
-        self.image_convs_2 = nn.Sequential(*_image_conv(_IMAGE_CHANNELS, norm))
-        self.up1 = _Up(in_channels + _IMAGE_CHANNELS, hidden, norm)
+        # The paper's network is spelt out here, because the authors' files name its parts at the top.
+        if network == "paper":
+            hidden = in_channels // 2
+            self.image_convs_1 = nn.Sequential(
+                *_image_conv(3, norm),
+                *_image_conv(_IMAGE_CHANNELS, norm),
+            )
+            self.scale_adapter = nn.Identity() if self._patch_pixels == 8 else nn.MaxPool2d(2, 2)
+            self.image_convs_2 = nn.Sequential(*_image_conv(_IMAGE_CHANNELS, norm))
+            self.up1 = _Up(in_channels + _IMAGE_CHANNELS, hidden, norm)
+        else:
+            self.trunk = TrunkNetwork(in_channels, self._patch_pixels, norm)
+            hidden = self.trunk.out_channels
         self.outc = nn.Conv2d(hidden, in_channels, kernel_size=1)
         if residual:
             nn.init.zeros_(self.outc.weight)
             nn.init.zeros_(self.outc.bias)
+        self.pool = AttentionPool(hidden, pool) if pool else None
         if checkpoint:
             self._load(*read_state_dict(checkpoint), source=str(checkpoint))
 
@@ -135,11 +164,22 @@ class LiFT(FeatureUpsampler):
         self._check(images, features)
         h, w = features.shape[-2:]
         images = resize_images(images, (h * self._patch_pixels, w * self._patch_pixels))
-        image_2x = self.scale_adapter(self.image_convs_1(images))  # (N, 32, 2h, 2w)
-        image_1x = self.image_convs_2(image_2x)  # (N, 32, h, w)
-        x = self.up1(torch.cat([features, image_1x], dim=1), image_2x)  # (N, C/2, 2h, 2w)
-        x = self.outc(x)
-        return x + bilinear_2x(features) if self.residual else x
+        source = features
+        if self.normalize is not None:
+            features = self.normalize(features)
+        if self.network == "paper":
+            image_2x = self.scale_adapter(self.image_convs_1(images))  # (N, 32, 2h, 2w)
+            image_1x = self.image_convs_2(image_2x)  # (N, 32, h, w)
+            hidden = self.up1(torch.cat([features, image_1x], dim=1), image_2x)  # (N, C/2, 2h, 2w)
+        else:
+            hidden = self.trunk(images, features)  # (N, C/4, 2h, 2w)
+        lifted = self.outc(hidden)
+        if self.normalize is not None:
+            # the running deviation in training, too: a batch's own would let images see each other at the output
+            lifted = lifted * (self.normalize.running_var + self.normalize.eps).sqrt().view(-1, 1, 1)
+        if not self.residual:
+            return lifted
+        return lifted + (bilinear_2x(source) if self.pool is None else self.pool(source, hidden))
 
     def _check(self, images: Tensor, features: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or features.dim() != 4:
@@ -163,6 +203,9 @@ class LiFT(FeatureUpsampler):
             "in_channels": str(self.in_channels),
             "patch_size": str(self.patch_size),
             "residual": str(self.residual).lower(),
+            "network": self.network,
+            "pool": str(self.pool_size),
+            "normalize": str(self.normalize is not None).lower(),
         }
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
@@ -177,6 +220,7 @@ class LiFT(FeatureUpsampler):
 
     def _load(self, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
         settings = self._settings()
+        # files from before there were other networks do not name theirs
         other = {k: metadata[k] for k in settings if k in metadata and metadata[k] != settings[k]}
         if other:
             raise CheckpointError(
@@ -220,7 +264,12 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
             f"'{path}' does not say its patch size or whether it is residual; name them: "
             "load_lift(path, patch_size=16, residual=False) for a file of the paper's authors."
         )
-    lift = LiFT(state_dict["outc.weight"].shape[0], patch_size, residual, norm=metadata.get("norm", "BN"))
+    # these the names say, in checkpoints of a training too
+    network = "trunk" if any(name.startswith("trunk.") for name in state_dict) else "paper"
+    pool = math.isqrt(state_dict["pool.prior"].shape[1]) if "pool.prior" in state_dict else 0
+    width, norm = state_dict["outc.weight"].shape[0], metadata.get("norm", "BN")
+    normalize = "normalize.running_var" in state_dict
+    lift = LiFT(width, patch_size, residual, norm=norm, network=network, pool=pool, normalize=normalize)
     lift._load(state_dict, metadata, str(path))
     return lift.eval()
 

@@ -1,33 +1,41 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lift_det import LiFT, ViT
 from lift_det.checkpoint import CheckpointError
 from lift_det.engine import LiFTPretraining
-from lift_det.evaluation import ReconstructionEvaluator
+from lift_det.modeling.lift import resize_images
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
-def _model(**lift):
+def _model(lift=None, **options):
     torch.manual_seed(0)
-    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64)
-    return LiFTPretraining(net, LiFT(32, 8, **lift), MEAN, STD)
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=2, num_heads=2, pretrain_img_size=64)
+    return LiFTPretraining(net, LiFT(32, 8, **(lift or {})), MEAN, STD, **options)
 
 
-def _batch(size=(64, 96)):
-    torch.manual_seed(1)
+def _batch(size=(64, 96), seed=1):
+    generator = torch.Generator().manual_seed(seed)
     # smooth enough that a larger image says something about a smaller one
-    coarse = torch.rand(4, 3, size[0] // 8, size[1] // 8) * 255
-    images = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 255)
+    coarse = torch.rand(4, 3, size[0] // 8, size[1] // 8, generator=generator) * 255
+    images = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 255).byte()
     return [{"image": image} for image in images]
 
 
-def test_learns_to_be_better_than_bilinear_without_touching_the_vit():
-    model, batch = _model(), _batch()
-    before = {k: v.clone() for k, v in model.backbone["net"].state_dict().items()}
+def _untrained(model):
+    """What a LiFT gives that is not bilinear: its last layer starts at zero."""
+    torch.nn.init.normal_(model.lift.outc.weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("lift", [{}, dict(network="trunk", pool=3, normalize=True)], ids=["paper", "trunk"])
+def test_learns_to_be_better_than_bilinear_without_touching_the_vit(lift):
+    model, batch = _model(lift), _batch()
+    before = {k: v.clone() for k, v in model.backbone.net.state_dict().items()}
     model.train()
-    assert not model.backbone["net"].training and model.backbone["lift"].training
+    assert not model.backbone.net.training and model.lift.training
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     first = None
     for _ in range(30):
@@ -39,23 +47,102 @@ def test_learns_to_be_better_than_bilinear_without_touching_the_vit():
         total.backward()
         optimizer.step()
     assert total.item() < 0.9 * first
-    assert all(torch.equal(v, before[k]) for k, v in model.backbone["net"].state_dict().items())
+    assert model.steps == 30
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.net.state_dict().items())
     model.eval()
     with torch.no_grad():
         scores = model(batch)
-    assert sum(s["lift"] for s in scores) > sum(s["bilinear"] for s in scores)
+    assert sum(s["cosine_2x"]["lift"] for s in scores) > sum(s["cosine_2x"]["bilinear"] for s in scores)
+    assert model.steps == 30  # an evaluation is no training
+
+
+def test_names_are_a_detectors():
+    names = {".".join(name.split(".")[:2]) for name in _model().state_dict()}
+    assert names == {"backbone.net", "backbone.lift", "steps"}
+
+
+def test_losses_are_what_they_say():
+    batch = _batch()
+    model = _untrained(
+        _model(
+            objectives=dict(full_from_half=1.0, half_from_quarter=0.5, full_from_quarter=2.0),
+            losses=dict(cosine=1.0, l1=0.25, l2=3.0),
+        )
+    ).train()
+    # BatchNorm in evaluation, so that what is computed here in another order is the same
+    model.lift.eval()
+    losses = {name: value.item() for name, value in model(batch).items()}
+
+    images = (torch.stack([item["image"] for item in batch]) - model.pixel_mean) / model.pixel_std
+    half, quarter = resize_images(images, (32, 48)), resize_images(images, (16, 24))
+    net, lift = model.backbone.net, model.lift
+    full_f, half_f, quarter_f = (net(x)["last_feat"] for x in (images, half, quarter))
+    twice = lift.upsample(quarter, quarter_f, 2)  # the paper's recursion
+    pairs = {
+        "full_from_half": (1.0, lift(half, half_f), full_f),
+        "half_from_quarter": (0.5, lift(quarter, quarter_f), half_f),
+        "full_from_quarter": (2.0, twice, full_f),
+    }
+    expected = {}
+    for name, (weight, got, true) in pairs.items():
+        expected[f"loss_{name}_cosine"] = weight * (1 - F.cosine_similarity(got, true, dim=1).mean())
+        expected[f"loss_{name}_l1"] = weight * 0.25 * (got - true).abs().mean()
+        expected[f"loss_{name}_l2"] = weight * 3.0 * (got - true).square().mean()
+    assert losses == {name: pytest.approx(value.item(), rel=1e-4) for name, value in expected.items()}
+
+
+def test_scores_are_what_they_say():
+    batch = _batch()
+    model = _untrained(_model()).eval()
+    with torch.no_grad():
+        scores = model(batch)
+        images = (torch.stack([item["image"] for item in batch]) - model.pixel_mean) / model.pixel_std
+        half, quarter = resize_images(images, (32, 48)), resize_images(images, (16, 24))
+        full_f, half_f, quarter_f = (model.backbone.net(x)["last_feat"] for x in (images, half, quarter))
+        nearest = half_f.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        once = model.lift(quarter, quarter_f)
+        expected = {
+            ("2x", "nearest"): (nearest, full_f),
+            ("2x", "bilinear"): (F.interpolate(half_f, size=(8, 12), mode="bilinear"), full_f),
+            ("2x", "lift"): (model.lift(half, half_f), full_f),
+            ("2x_half", "lift"): (once, half_f),
+            # four times bilinear, at once
+            ("4x", "bilinear"): (F.interpolate(quarter_f, size=(8, 12), mode="bilinear"), full_f),
+            ("4x", "bicubic"): (F.interpolate(quarter_f, size=(8, 12), mode="bicubic"), full_f),
+            ("4x", "lift"): (model.lift(resize_images(quarter, (32, 48)), once), full_f),
+            ("4x", "lift_original"): (model.lift(half, once), full_f),
+        }
+    for (task, method), (got, true) in expected.items():
+        for i, score in enumerate(scores):
+            cosine = F.cosine_similarity(got[i], true[i], dim=0).mean().item()
+            error = ((got[i] - true[i]).square().sum() / true[i].square().sum()).sqrt().item()
+            assert score[f"cosine_{task}"][method] == pytest.approx(cosine, abs=1e-5)
+            assert score[f"rel_l2_{task}"][method] == pytest.approx(error, rel=1e-4)
+    assert set(scores[0]["cosine_2x"]) == {"nearest", "bilinear", "bicubic", "lift"}
 
 
 def test_untrained_residual_lift_scores_as_bilinear():
     model = _model().eval()
     with torch.no_grad():
         for score in model(_batch()):
-            assert score["lift"] == pytest.approx(score["bilinear"], abs=1e-6)
+            assert score["cosine_2x"]["lift"] == pytest.approx(score["cosine_2x"]["bilinear"], abs=1e-6)
 
 
 def test_images_that_cannot_be_quartered():
     with pytest.raises(ValueError, match="64×80.*multiples of 32"):
         _model()(_batch((64, 80)))
+
+
+@pytest.mark.parametrize("options", [dict(losses=dict(huber=1.0)), dict(objectives=dict(full_from_half=0.0))])
+def test_unknown_losses_and_no_objectives_are_refused(options):
+    with pytest.raises(ValueError, match="Expected positive weights"):
+        _model(**options)
+
+
+def test_a_vit_without_statistics_needs_them():
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64)
+    with pytest.raises(ValueError, match="state pixel_mean"):
+        LiFTPretraining(net, LiFT(32, 8))
 
 
 def test_a_vit_that_fits_in_part_is_refused():
@@ -65,9 +152,68 @@ def test_a_vit_that_fits_in_part_is_refused():
         model.load_state_dict(state, strict=False)
 
 
-def test_evaluator_averages_over_images():
-    evaluator = ReconstructionEvaluator()
-    evaluator.reset()
-    evaluator.process([{}, {}], [{"lift": 0.5, "bilinear": 0.25}, {"lift": 1.0, "bilinear": 0.5}])
-    evaluator.process([{}], [{"lift": 0.0, "bilinear": 0.75}])
-    assert evaluator.evaluate() == {"cosine_2x": {"lift": pytest.approx(0.5), "bilinear": pytest.approx(0.5)}}
+def _count_extractions(model):
+    seen = []
+    extract = model.backbone.extract
+    model.backbone.extract = lambda images: seen.append(len(images)) or extract(images)
+    return seen
+
+
+def test_cached_features_are_the_features(tmp_path):
+    batch = _batch()
+    plain, cached = _untrained(_model()).eval(), _untrained(_model(feature_cache=tmp_path)).eval()
+    cached.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        expected = plain(batch)
+        seen = _count_extractions(cached)
+        first = cached(batch)
+        assert seen == [4, 4, 4]  # full, half and quarter size, together
+        second = cached(batch[::-1])  # another order, and nothing to compute
+        mixed = cached([*batch[:3], *_batch(seed=2)[:1]])
+        assert seen == [4, 4, 4, 1, 1, 1]
+    for got in (first, list(reversed(second)), mixed[:3]):
+        for a, b in zip(got, expected, strict=False):
+            for method, value in b["cosine_2x"].items():
+                assert a["cosine_2x"][method] == pytest.approx(value, abs=2e-3)  # half precision
+
+
+def test_cache_is_keyed_by_weights_layer_and_image(tmp_path):
+    batch = _batch()
+    with torch.no_grad():
+        _model(feature_cache=tmp_path).eval()(batch)
+        other_layer = _model(feature_cache=tmp_path, layer=0).eval()
+        seen = _count_extractions(other_layer)
+        other_layer(batch)
+        assert seen == [4, 4, 4]
+        other_weights = _model(feature_cache=tmp_path).eval()
+        other_weights.backbone.net.blocks[0].mlp.fc1.weight.data[0, 0] += 1e-3
+        seen = _count_extractions(other_weights)
+        other_weights(batch)
+        assert seen == [4, 4, 4]
+        again = _model(feature_cache=tmp_path).eval()
+        seen = _count_extractions(again)
+        again(batch)
+        assert seen == []
+
+
+def test_a_broken_file_in_the_cache_is_computed_again(tmp_path, caplog):
+    batch = _batch()
+    model = _model(feature_cache=tmp_path).eval()
+    with torch.no_grad():
+        expected = model(batch)
+        file = next(tmp_path.rglob("*.safetensors"))
+        file.write_bytes(file.read_bytes()[:100])
+        seen = _count_extractions(model)
+        assert model(batch)[0]["cosine_2x"]["bilinear"] == pytest.approx(expected[0]["cosine_2x"]["bilinear"], abs=2e-3)
+    assert seen == [1, 1, 1] and "computed again" in caplog.text
+
+
+def test_a_full_disk_does_not_end_a_training(tmp_path, caplog, monkeypatch):
+    def full(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lift_det.engine.feature_cache.write_atomically", full)
+    model = _model(feature_cache=tmp_path).train()
+    losses = [model(_batch())["loss_full_from_half"].item() for _ in range(2)]
+    assert losses[0] > 0 and caplog.text.count("No space left") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -109,7 +109,7 @@ def test_wrong_shapes_are_named(images, features, message):
 def test_unknown_patch_size_and_odd_width():
     with pytest.raises(ValueError, match=r"\(8, 14, 16, 32\), not 12"):
         LiFT(8, 12)
-    with pytest.raises(ValueError, match="even number of them, got 7"):
+    with pytest.raises(ValueError, match="multiple of 2, got 7"):
         LiFT(7, 16)
 
 

@@ -1,0 +1,5 @@
+# Supervised on ImageNet-21k (Steiner et al., "How to train your ViT?", 2021), ViT-S/16.
+from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
+
+model.net.name = "vit_small_patch16_224.augreg_in21k"
+train.output_dir = "./output/lift_augreg_vits16"

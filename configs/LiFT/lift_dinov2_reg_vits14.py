@@ -1,0 +1,6 @@
+# DINOv2 with four registers (Darcet et al., 2024), ViT-S/14.
+from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
+
+model.net.name = "vit_small_patch14_reg4_dinov2.lvd142m"
+model.lift.patch_size = 14
+train.output_dir = "./output/lift_dinov2_reg_vits14"

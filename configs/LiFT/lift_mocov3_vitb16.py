@@ -1,0 +1,13 @@
+# MoCo v3 (Chen et al., 2021), ViT-B/16: the official release's vit-b-300ep.pth.tar in $LIFT_DET_WEIGHTS.
+import os
+
+from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
+
+model.net.name = "vit_base_patch16_224"
+model.net.num_heads = 12
+model.net.pretrained = False
+model.net.checkpoint = os.path.join(os.environ.get("LIFT_DET_WEIGHTS", "weights"), "vit-b-300ep.pth.tar")
+model.pixel_mean = [123.675, 116.28, 103.53]  # timm's ViT of this name is another one, with other statistics
+model.pixel_std = [58.395, 57.12, 57.375]
+model.lift.in_channels = 768
+train.output_dir = "./output/lift_mocov3_vitb16"

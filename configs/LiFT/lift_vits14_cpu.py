@@ -1,0 +1,31 @@
+# LiFT for a ViT-S/14 in half an hour on two CPU cores, from a few hundred photographs: a fixed number of crops of each,
+# whose features are computed once and kept on disk. $LIFT_DET_WEIGHTS/vit_small_patch14_fp16.safetensors holds the ViT,
+# $DETECTRON2_DATASETS/imagenet_mini the photographs (train/ and val/, in any folders).
+import os
+
+from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
+
+_photographs = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "imagenet_mini")
+
+model.net.name = "vit_small_patch14_dinov2.lvd142m"
+model.net.pretrained = False
+model.net.checkpoint = os.path.join(os.environ.get("LIFT_DET_WEIGHTS", "weights"), "vit_small_patch14_fp16.safetensors")
+model.lift.patch_size = 14
+model.autocast = "bfloat16"
+model.feature_cache = "${train.output_dir}/features"
+
+dataloader.train.dataset.root = os.path.join(_photographs, "train")
+dataloader.train.dataset.views = 2
+dataloader.test.dataset.root = os.path.join(_photographs, "val")
+dataloader.train.total_batch_size = 2  # many small steps learn more in the time than few large ones
+dataloader.test.total_batch_size = 4
+dataloader.train.num_workers = dataloader.test.num_workers = 0
+
+train.device = "cpu"
+train.amp.enabled = False  # detectron2's needs CUDA; model.autocast is for any device
+train.ddp.device_ids = None
+train.max_iter = 8400
+train.eval_period = train.max_iter
+train.log_period = 50
+train.output_dir = "./output/lift_vits14_cpu"
+lr_multiplier.warmup_length = 0.02

@@ -1,0 +1,73 @@
+# LiFT's own training, without labels, on a frozen ViT of timm (configs/LiFT/ has the ViTs): the common parent.
+# Photographs of any kind will do. These are COCO's, because a user of detectron2 has them; for others:
+# dataloader.train.dataset.root=DIR dataloader.test.dataset.root=DIR
+import os
+
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler
+from omegaconf import OmegaConf
+
+from lift_det.data import ImageFolder, build_image_folder_loader
+from lift_det.engine import ClippedAdamW, LiFTPretraining
+from lift_det.evaluation import ReconstructionEvaluator
+from lift_det.modeling import LiFT, TimmViT
+
+_coco = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "coco")
+
+model = L(LiFTPretraining)(
+    net=L(TimmViT)(name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", norm=True),
+    lift=L(LiFT)(
+        in_channels=384, patch_size=16, residual=True, norm="BN", network="trunk", pool=3, normalize=True, checkpoint=""
+    ),
+    pixel_mean=None,  # the ViT's own
+    pixel_std=None,
+    layer=None,
+    facet="token",
+    objectives=dict(full_from_half=1.0, half_from_quarter=1.0, full_from_quarter=1.0),
+    losses=dict(cosine=1.0),
+    feature_cache="",
+    autocast="",
+)
+
+dataloader = OmegaConf.create()
+dataloader.train = L(build_image_folder_loader)(
+    # 448 is four times a whole number of patches of 8, 14 and 16
+    dataset=L(ImageFolder)(
+        root=os.path.join(_coco, "train2017"), image_size=448, train=True, crop="resized", crop_scale=(0.4, 1.0)
+    ),
+    total_batch_size=32,
+    num_workers=4,
+    train=True,
+    seed="${train.seed}",
+)
+dataloader.test = L(build_image_folder_loader)(
+    dataset=L(ImageFolder)(root=os.path.join(_coco, "val2017"), image_size=448, train=False),
+    total_batch_size=32,
+    num_workers=4,
+    train=False,
+)
+dataloader.evaluator = L(ReconstructionEvaluator)(
+    output_dir="${train.output_dir}", training_data="${dataloader.train.dataset.root}"
+)
+
+optimizer = model_zoo.get_config("common/optim.py").AdamW
+optimizer._target_ = ClippedAdamW
+optimizer.max_norm = 1.0
+optimizer.lr = 1e-3
+optimizer.weight_decay = 0.05
+
+# 5 ep = 18437 iters * 32 images/iter / 118000 images/ep
+train = model_zoo.get_config("common/train.py").train
+train.seed = 0  # of the first weights, and of which image is seen when and how
+train.amp.enabled = True
+train.ddp.broadcast_buffers = True  # BatchNorm statistics are the same on every rank
+train.max_iter = 18437
+train.eval_period = 5000
+train.checkpointer.period = 1000
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    warmup_length=250 / train.max_iter,
+    warmup_factor=0.001,
+)

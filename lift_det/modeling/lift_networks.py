@@ -1,0 +1,129 @@
+"""What LiFT can be made of besides the paper's network: a trunk at low resolution, an attention pooling at the end."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import get_norm
+from torch import Tensor, nn
+
+_IMAGE_CHANNELS = 48
+# Every neighbour's share before training, so that the logarithm of bilinear's weights is finite.
+_PRIOR_SHARE = 0.004
+
+
+class TrunkNetwork(nn.Module):
+    """Does most of its work at the ViT's own resolution, where a position costs a quarter of what it costs afterwards.
+
+    The image, cut into patches of 4 pixels by the first convolution, comes down to twice and once the ViT's
+    resolution. Beside the features it goes through residual blocks of half their width; a 1×1 convolution and a pixel
+    shuffle double the resolution, the image's features of that size are added, and one residual block of a quarter of
+    the width follows.
+    """
+
+    def __init__(self, in_channels: int, patch_pixels: int, norm: str, blocks: int = 2, high_blocks: int = 1) -> None:
+        """
+        Args:
+            in_channels: C, a multiple of 4.
+            patch_pixels: of the images it is given, 8 or 16.
+            norm: as :func:`detectron2.layers.get_norm` knows it.
+            blocks: residual blocks at the ViT's resolution.
+            high_blocks: and at twice that.
+        """
+        super().__init__()
+        width, self.out_channels = in_channels // 2, in_channels // 4
+        image = _IMAGE_CHANNELS
+        self.image_2x = nn.Sequential(
+            nn.Conv2d(3, image, kernel_size=4, stride=4),
+            get_norm(norm, image) or nn.Identity(),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(image, image, kernel_size=3, stride=patch_pixels // 8, padding=1),
+            get_norm(norm, image) or nn.Identity(),
+            nn.ReLU(inplace=True),
+        )
+        self.image_1x = nn.Sequential(
+            nn.Conv2d(image, image, kernel_size=3, stride=2, padding=1),
+            get_norm(norm, image) or nn.Identity(),
+            nn.ReLU(inplace=True),
+        )
+        self.reduce = nn.Conv2d(in_channels + image, width, kernel_size=1)
+        self.blocks = nn.Sequential(*(_ResidualBlock(width, norm) for _ in range(blocks)))
+        self.expand = nn.Conv2d(width, 4 * self.out_channels, kernel_size=1)
+        self.image_to_high = nn.Conv2d(image, self.out_channels, kernel_size=1)
+        self.high_blocks = nn.Sequential(*(_ResidualBlock(self.out_channels, norm) for _ in range(high_blocks)))
+        self.last = nn.Sequential(get_norm(norm, self.out_channels) or nn.Identity(), nn.ReLU(inplace=True))
+
+    def forward(self, images: Tensor, features: Tensor) -> Tensor:
+        """(N, 3, h · patch_pixels, w · patch_pixels), (N, C, h, w) → (N, C / 4, 2h, 2w)."""
+        image_2x = self.image_2x(images)  # (N, 48, 2h, 2w)
+        x = self.reduce(torch.cat([features, self.image_1x(image_2x)], dim=1))  # (N, C/2, h, w)
+        x = F.pixel_shuffle(self.expand(self.blocks(x)), 2)  # (N, C/4, 2h, 2w)
+        return self.last(self.high_blocks(x + self.image_to_high(image_2x)))
+
+
+class AttentionPool(nn.Module):
+    """Doubles a map by weighted means: each new cell takes ``size``² old ones around it, by weights of its own.
+
+    The weights are a softmax over the neighbours of what a 1×1 convolution reads from the hidden map, added to a
+    learned constant that starts as the logarithm of bilinear interpolation's weights. All channels share them, so that
+    a mean stays among the features there were; the cost is linear in the number of cells. UPLiFT, the successor of
+    LiFT by its authors, ends in such a pooling to keep recursion from drifting.
+    """
+
+    def __init__(self, hidden_channels: int, size: int) -> None:
+        """
+        Args:
+            hidden_channels: of the map that the weights are read from.
+            size: side of the neighbourhood in old cells, odd.
+        """
+        super().__init__()
+        self.size = size
+        self.logits = nn.Conv2d(hidden_channels, size * size, kernel_size=1)
+        nn.init.zeros_(self.logits.weight)
+        nn.init.zeros_(self.logits.bias)
+        self.prior = nn.Parameter((_bilinear_weights(size) + _PRIOR_SHARE).log())  # (4, size²)
+
+    def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
+        """(N, C, h, w), (N, hidden, 2h, 2w) → (N, C, 2h, 2w)."""
+        batch, channels, height, width = features.shape
+        neighbours = self.size * self.size
+        logits = F.pixel_unshuffle(self.logits(hidden), 2)  # (N, size² · 4, h, w): a cell's four children
+        logits = logits.unflatten(1, (neighbours, 4)).permute(0, 3, 4, 2, 1) + self.prior  # (N, h, w, 4, size²)
+        weights = logits.float().softmax(dim=-1).reshape(-1, 4, neighbours).to(features.dtype)
+        # at the border the outermost cells repeat, as in bilinear interpolation
+        padded = F.pad(features, (self.size // 2,) * 4, mode="replicate")
+        windows = padded.permute(0, 2, 3, 1).contiguous().unfold(1, self.size, 1).unfold(2, self.size, 1)
+        windows = windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, neighbours, channels)  # (N·h·w, size², C)
+        pooled = torch.bmm(weights, windows).view(batch, height, width, 4, channels)
+        # (N, h, w, 4, C) → (N, C · 4, h, w), children innermost, as pixel_shuffle wants them
+        pooled = pooled.permute(0, 4, 3, 1, 2).reshape(batch, channels * 4, height, width)
+        return F.pixel_shuffle(pooled, 2)
+
+
+def _bilinear_weights(size: int) -> Tensor:
+    """(4, size²): what each child of a cell takes of the neighbours in bilinear interpolation, rows first."""
+    middle = size // 2
+    shares = torch.zeros(2, size)  # of the first and of the second child along one side
+    shares[:, middle] = 0.75
+    shares[0, middle - 1] = shares[1, middle + 1] = 0.25
+    return torch.einsum("ay,bx->abyx", shares, shares).reshape(4, size * size)
+
+
+class _ResidualBlock(nn.Module):
+    """x + two 3×3 convolutions, each behind a norm and ReLU; starts as x."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [
+                get_norm(norm, channels) or nn.Identity(),
+                nn.ReLU(inplace=False),  # the input is added afterwards
+                nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            ]
+        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)

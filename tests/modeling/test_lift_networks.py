@@ -1,0 +1,160 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lift_det import LiFT, load_lift
+from lift_det.checkpoint import CheckpointError
+from lift_det.modeling import save_lift
+from lift_det.modeling.lift import bilinear_2x
+from lift_det.modeling.lift_networks import AttentionPool, TrunkNetwork
+
+
+def _randomised(module):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.2)
+    return module.eval()
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_pool_is_a_softmax_over_neighbours(size):
+    pool = _randomised(AttentionPool(6, size))
+    features, hidden = torch.randn(2, 7, 4, 3), torch.randn(2, 6, 8, 6)
+    with torch.no_grad():
+        got = pool(features, hidden)
+        logits = F.conv2d(hidden, pool.logits.weight, pool.logits.bias)
+    reach = size // 2
+    for y, x in [(0, 0), (3, 2), (4, 5), (7, 5)]:  # corners and the inside
+        child = (y % 2) * 2 + x % 2
+        weights = (logits[:, :, y, x] + pool.prior[child]).softmax(dim=1)
+        expected = torch.zeros(2, 7)
+        for k in range(size * size):
+            row = min(max(y // 2 + k // size - reach, 0), 3)
+            column = min(max(x // 2 + k % size - reach, 0), 2)
+            expected += weights[:, k, None] * features[:, :, row, column]
+        torch.testing.assert_close(got[:, :, y, x], expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_pool_starts_near_bilinear(size):
+    features = torch.randn(2, 5, 6, 8)
+    with torch.no_grad():
+        got = AttentionPool(4, size)(features, torch.randn(2, 4, 12, 16))
+    # each neighbour has a share of 0.004 over bilinear's, of 1 + 0.004 · size²
+    expected = bilinear_2x(features)
+    assert (got - expected).norm() / expected.norm() < 0.1
+    shares = AttentionPool(4, size).prior.detach().softmax(dim=1).view(4, size, size)
+    middle = size // 2
+    assert shares[0, middle, middle] == pytest.approx((0.5625 + 0.004) / (1 + 0.004 * size**2))
+    # the first child leans to the upper left, the last to the lower right
+    assert shares[0, middle - 1, middle - 1] > 10 * shares[0, middle + 1, middle + 1]
+    assert shares[3, middle + 1, middle + 1] > 10 * shares[3, middle - 1, middle - 1]
+
+
+def test_pool_stays_among_the_features():
+    pool = _randomised(AttentionPool(4, 3))
+    features = torch.rand(1, 3, 5, 5) + 2
+    with torch.no_grad():
+        got = pool(features, torch.randn(1, 4, 10, 10))
+    assert features.min() <= got.min() and got.max() <= features.max()
+
+
+@pytest.mark.parametrize("patch_size", [8, 14, 16])
+@pytest.mark.parametrize(
+    "options", [dict(network="trunk"), dict(network="trunk", pool=3, normalize=True), dict(pool=5, normalize=True)]
+)
+def test_doubles_any_rectangle_and_learns_in_all_its_parts(patch_size, options):
+    lift = _randomised(LiFT(16, patch_size, **options))
+    images = torch.randn(2, 3, 3 * patch_size, 5 * patch_size)
+    lifted = lift(images, torch.randn(2, 16, 3, 5))
+    assert lifted.shape == (2, 16, 6, 10)
+    lifted.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in lift.parameters())
+
+
+def test_trunk_begins_as_bilinear():
+    lift = LiFT(16, 16, network="trunk").eval()
+    features = torch.randn(1, 16, 4, 4)
+    assert torch.equal(lift(torch.randn(1, 3, 64, 64), features), bilinear_2x(features))
+
+
+def test_trunk_sees_the_image():
+    network = _randomised(TrunkNetwork(16, 16, "BN"))
+    features, image = torch.randn(1, 16, 4, 4), torch.randn(1, 3, 64, 64)
+    changed = image.clone()
+    changed[:, :, :16, :16] += 1
+    difference = (network(image, features) - network(changed, features)).abs().sum(dim=1)[0]
+    assert difference[:2, :2].min() > 0
+
+
+def test_budget_at_384_channels():
+    """At most 2M parameters, and 20% of a ViT-S's multiplications at the same input (14 pixels a patch, 224 pixels)."""
+    lift = LiFT(384, 14, network="trunk", pool=3, normalize=True).eval()
+    assert sum(p.numel() for p in lift.parameters()) < 2e6
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from lift_det import TimmViT
+
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        vit = TimmViT("vit_small_patch14_dinov2.lvd142m").eval()
+        with FlopCounterMode(display=False) as of_vit:
+            features = vit(images)["last_feat"]
+        with FlopCounterMode(display=False) as of_lift:
+            lift(images, features)
+    assert of_lift.get_total_flops() < 0.2 * of_vit.get_total_flops()
+
+
+def test_normalised_features_make_the_scale_of_channels_irrelevant():
+    """What is added to the pooled features scales with each channel, and does not see its mean or scale."""
+    torch.manual_seed(0)
+    scale, shift = torch.rand(16, 1, 1) * 10 + 0.1, torch.randn(16, 1, 1) * 5
+    plain, scaled = (_randomised(LiFT(16, 16, network="trunk", normalize=True)) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), scaled.parameters(), strict=True))
+    images, features = torch.randn(8, 3, 64, 64), torch.randn(8, 16, 4, 4)
+    for lift, given in ((plain, features), (scaled, features * scale + shift)):
+        lift.train()
+        for _ in range(200):  # the running statistics settle
+            lift.normalize(given)
+        lift.eval()
+    with torch.no_grad():
+        a = plain(images, features) - bilinear_2x(features)
+        b = scaled(images, features * scale + shift) - bilinear_2x(features * scale + shift)
+    torch.testing.assert_close(a * scale, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(network="unet"), "one of .*'unet'"),
+        (dict(pool=4), "odd, from 3"),
+        (dict(pool=1), "odd, from 3"),
+        (dict(pool=3, residual=False), "needs residual=True"),
+        (dict(in_channels=6, network="trunk"), "multiple of 4, got 6"),
+    ],
+)
+def test_settings_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        LiFT(**{"in_channels": 8, "patch_size": 16, **options})
+
+
+@pytest.mark.parametrize(
+    "options", [dict(network="trunk", pool=3, normalize=True), dict(network="trunk"), dict(pool=5), {}]
+)
+def test_files_say_what_they_hold(options, tmp_path):
+    lift = _randomised(LiFT(16, 14, **options))
+    path = tmp_path / "lift.safetensors"
+    save_lift(lift, path)
+    loaded = load_lift(path)
+    assert (loaded.network, loaded.pool_size) == (lift.network, lift.pool_size)
+    images, features = torch.randn(1, 3, 28, 42), torch.randn(1, 16, 2, 3)
+    assert torch.equal(loaded(images, features), lift(images, features))
+    LiFT(16, 14, **options, checkpoint=path)
+    other = dict(pool=3) if options != dict(pool=3) else {}
+    with pytest.raises(CheckpointError, match="pool|network|normalize"):
+        LiFT(16, 14, **other, checkpoint=path)
+    # a training's checkpoint has no metadata
+    torch.save({"model": {f"backbone.lift.{k}": v for k, v in lift.state_dict().items()}}, tmp_path / "model.pth")
+    again = load_lift(tmp_path / "model.pth", patch_size=14, residual=True)
+    assert torch.equal(again(images, features), lift(images, features))
