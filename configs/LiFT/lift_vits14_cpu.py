@@ -16,15 +16,18 @@ model.feature_cache = "${train.output_dir}/features"
 
 dataloader.train.dataset.root = os.path.join(_photographs, "train")
 dataloader.train.dataset.views = 2
+dataloader.train.dataset.crop = "square"  # as sharp as the images that it is evaluated on
 dataloader.test.dataset.root = os.path.join(_photographs, "val")
 dataloader.train.total_batch_size = 2  # many small steps learn more in the time than few large ones
 dataloader.test.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 0
 
+optimizer.betas = (0.9, 0.98)
+
 train.device = "cpu"
 train.amp.enabled = False  # detectron2's needs CUDA; model.autocast is for any device
 train.ddp.device_ids = None
-train.max_iter = 8400
+train.max_iter = 7000  # 10 ep of 2 views of 700 images, 2 images/iter
 train.eval_period = train.max_iter
 train.log_period = 50
 train.output_dir = "./output/lift_vits14_cpu"

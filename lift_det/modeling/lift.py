@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lift_det.checkpoint import CheckpointError, load_strictly, read_state_dict, strip_prefix, write_atomically
 
-from .lift_networks import AttentionPool, TrunkNetwork
+from .lift_networks import AttentionPool, FeatureNorm, TrunkNetwork
 
 PATCH_SIZES = (8, 14, 16, 32)
 NETWORKS = ("paper", "trunk")
@@ -96,8 +96,8 @@ class LiFT(FeatureUpsampler):
                 :class:`lift_det.modeling.lift_networks.AttentionPool` takes what the network's output is added to; odd,
                 from 3. 0 is bilinear upsampling.
             normalize: give the network features of mean 0 and deviation 1 in each channel, and scale what it adds by
-                each channel's deviation: some channels of a ViT are many times as large as others. Statistics are
-                running ones, as in BatchNorm.
+                each channel's deviation: some channels of a ViT are many times as large as others. See
+                :class:`lift_det.modeling.lift_networks.FeatureNorm`.
             checkpoint: a trained LiFT (``.safetensors``, or the authors' ``.pth``) for these settings.
 
         Raises:
@@ -120,7 +120,7 @@ class LiFT(FeatureUpsampler):
         self.norm = norm
         self.network = network
         self.pool_size = pool
-        self.normalize = nn.BatchNorm2d(in_channels) if normalize else None
+        self.normalize = FeatureNorm(in_channels) if normalize else None
         # goes into state dicts beside the tensors, which look alike in both kinds; the authors' files have 1
         self._version = 2 if residual else 1
         self.metadata: dict[str, str] = {}
@@ -175,8 +175,7 @@ class LiFT(FeatureUpsampler):
             hidden = self.trunk(images, features)  # (N, C/4, 2h, 2w)
         lifted = self.outc(hidden)
         if self.normalize is not None:
-            # the running deviation in training, too: a batch's own would let images see each other at the output
-            lifted = lifted * (self.normalize.running_var + self.normalize.eps).sqrt().view(-1, 1, 1)
+            lifted = lifted * self.normalize.deviation()
         if not self.residual:
             return lifted
         return lifted + (bilinear_2x(source) if self.pool is None else self.pool(source, hidden))
@@ -268,7 +267,7 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
     network = "trunk" if any(name.startswith("trunk.") for name in state_dict) else "paper"
     pool = math.isqrt(state_dict["pool.prior"].shape[1]) if "pool.prior" in state_dict else 0
     width, norm = state_dict["outc.weight"].shape[0], metadata.get("norm", "BN")
-    normalize = "normalize.running_var" in state_dict
+    normalize = "normalize.mean" in state_dict
     lift = LiFT(width, patch_size, residual, norm=norm, network=network, pool=pool, normalize=normalize)
     lift._load(state_dict, metadata, str(path))
     return lift.eval()

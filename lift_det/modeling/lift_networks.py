@@ -1,10 +1,11 @@
-"""What LiFT can be made of besides the paper's network: a trunk at low resolution, an attention pooling at the end."""
+"""What LiFT can be made of besides the paper's network: a trunk, normalised features, an attention pooling."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import get_norm
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 _IMAGE_CHANNELS = 48
@@ -59,6 +60,46 @@ class TrunkNetwork(nn.Module):
         x = self.reduce(torch.cat([features, self.image_1x(image_2x)], dim=1))  # (N, C/2, h, w)
         x = F.pixel_shuffle(self.expand(self.blocks(x)), 2)  # (N, C/4, 2h, 2w)
         return self.last(self.high_blocks(x + self.image_to_high(image_2x)))
+
+
+class FeatureNorm(nn.Module):
+    """Gives features mean 0 and deviation 1 in each channel, by statistics of the first training batches.
+
+    Unlike BatchNorm it does the same in training and in evaluation, however small the batch, and keeps the differences
+    between images. The statistics are means over the first ``batches`` batches of all processes, and then stay.
+    """
+
+    def __init__(self, channels: int, batches: int = 200) -> None:
+        """
+        Args:
+            channels: C of the features.
+            batches: how many are looked at.
+        """
+        super().__init__()
+        self.batches = batches
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("square", torch.ones(channels))  # of the features, averaged
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) → (N, C, h, w)."""
+        if self.training and self.seen < self.batches:
+            self._look_at(features.detach().float())
+        return (features - self.mean.view(-1, 1, 1)) / self.deviation()
+
+    def deviation(self) -> Tensor:
+        """(C, 1, 1), of each channel."""
+        return (self.square - self.mean.square()).clamp(min=1e-6).sqrt().view(-1, 1, 1)
+
+    @torch.no_grad()
+    def _look_at(self, features: Tensor) -> None:
+        batch = torch.stack([features.mean(dim=(0, 2, 3)), features.square().mean(dim=(0, 2, 3))])
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(batch)
+            batch /= comm.get_world_size()
+        self.seen += 1
+        self.mean += (batch[0] - self.mean) / self.seen
+        self.square += (batch[1] - self.square) / self.seen
 
 
 class AttentionPool(nn.Module):

@@ -6,7 +6,7 @@ from lift_det import LiFT, load_lift
 from lift_det.checkpoint import CheckpointError
 from lift_det.modeling import save_lift
 from lift_det.modeling.lift import bilinear_2x
-from lift_det.modeling.lift_networks import AttentionPool, TrunkNetwork
+from lift_det.modeling.lift_networks import AttentionPool, FeatureNorm, TrunkNetwork
 
 
 def _randomised(module):
@@ -106,6 +106,20 @@ def test_budget_at_384_channels():
     assert of_lift.get_total_flops() < 0.2 * of_vit.get_total_flops()
 
 
+def test_feature_norm_averages_the_first_batches_and_then_stays():
+    norm = FeatureNorm(3, batches=2).train()
+    batches = [torch.randn(2, 3, 4, 5) * 3 + 1 for _ in range(3)]
+    for batch in batches:
+        norm(batch)
+    first = torch.cat(batches[:2])
+    torch.testing.assert_close(norm.mean, first.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(norm.deviation().flatten(), first.std(dim=(0, 2, 3), correction=0))
+    got = norm(first)
+    torch.testing.assert_close(got.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.std(dim=(0, 2, 3), correction=0), torch.ones(3))
+    assert torch.equal(norm.eval()(first), got)
+
+
 def test_normalised_features_make_the_scale_of_channels_irrelevant():
     """What is added to the pooled features scales with each channel, and does not see its mean or scale."""
     torch.manual_seed(0)
@@ -114,9 +128,7 @@ def test_normalised_features_make_the_scale_of_channels_irrelevant():
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), scaled.parameters(), strict=True))
     images, features = torch.randn(8, 3, 64, 64), torch.randn(8, 16, 4, 4)
     for lift, given in ((plain, features), (scaled, features * scale + shift)):
-        lift.train()
-        for _ in range(200):  # the running statistics settle
-            lift.normalize(given)
+        lift.train().normalize(given)  # the statistics are this batch's
         lift.eval()
     with torch.no_grad():
         a = plain(images, features) - bilinear_2x(features)
