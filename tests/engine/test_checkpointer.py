@@ -1,3 +1,7 @@
+import os
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,6 +30,35 @@ def test_saves_what_upstream_reads(tmp_path):
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000007.pth")
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 7
     assert torch.equal(model.weight, other.weight) and other_counter.count == 7
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_files_cannot_run_code(suffix, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    data = {"model": {"weight": np.zeros((3, 2), np.float32), "evil": Evil()}, "__author__": "someone"}
+    path = tmp_path / f"file.{suffix}"
+    path.write_bytes(pickle.dumps(data))
+    if suffix == "pth":
+        torch.save(data, path)
+    with pytest.raises((CheckpointError, pickle.UnpicklingError)):
+        Checkpointer(nn.Linear(2, 3)).load(str(path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_reads_detectron2s_pickles(tmp_path):
+    weights = {"weight": np.arange(6, dtype=np.float32).reshape(3, 2), "bias": np.ones(3, np.float32)}
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": weights, "__author__": "someone"}))
+    model = nn.Linear(2, 3)
+    Checkpointer(model).load(str(tmp_path / "model.pkl"))
+    assert torch.equal(model.weight, torch.arange(6.0).view(3, 2))
+    # with heuristics names need not be whole
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps({"model": {f"0.{k}": v for k, v in weights.items()}}))
+    deep = nn.Sequential(nn.Sequential(nn.Linear(2, 3)))
+    Checkpointer(deep).load(f"{tmp_path}/other.pkl?matching_heuristics=True")
+    assert torch.equal(deep[0][0].bias, torch.ones(3))
 
 
 def test_failure_while_saving_leaves_the_last_one_whole(tmp_path, monkeypatch):
