@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -15,7 +15,8 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import Tensor, nn
 
-from lift_det.modeling.lift import bilinear_2x
+from lift_det.modeling.features import FeatureExtractor
+from lift_det.modeling.lift import FeatureUpsampler, bilinear_2x, resize_images
 from lift_det.modeling.pyramid import LiFTFeaturePyramid
 
 _CELL_HEIGHT = 384  # of one image in a picture, in pixels
@@ -88,6 +89,47 @@ def draw_features(
             title = f"{name} {maps.shape[-2]}x{maps.shape[-1]}"
             cells.append(_titled(_enlarge(colour(maps[i])), title))
     _write_grid(cells, 4, path)
+
+
+@torch.no_grad()
+def draw_upsampled(
+    extractor: FeatureExtractor,
+    upsamplers: Mapping[str, FeatureUpsampler],
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    steps: int,
+    path: str | os.PathLike,
+) -> None:
+    """Writes a PNG with a row for each image: the image, the ViT's features of it reduced, upsampled, the true ones.
+
+    Colours are the first three principal components of the true features of that image.
+
+    Args:
+        extractor: gives the features.
+        upsamplers: names and what doubles the map, ``steps`` times each.
+        images: (N, 3, H, W), RGB on the 0 to 255 scale; H and W multiples of ``2**steps`` patches.
+        mean: (3, 1, 1) on that scale.
+        std: likewise.
+        steps: the ViT sees the images reduced ``2**steps`` times.
+        path: of the PNG.
+    """
+    with inference_context(extractor):
+        normalised = (images - mean) / std
+        reduced = resize_images(normalised, (images.shape[-2] // 2**steps, images.shape[-1] // 2**steps))
+        true, features = extractor.extract(normalised), extractor.extract(reduced)
+        maps = {"ViT, image reduced": features}
+        for name, upsampler in upsamplers.items():
+            with inference_context(upsampler):
+                maps[name] = upsampler.upsample(reduced, features, steps)
+        maps["ViT, whole image"] = true
+    cells = []
+    for i in range(len(images)):
+        colour = _principal_colours(true[i].cpu())
+        cells.append(_titled(_enlarge(images[i].permute(1, 2, 0).cpu().numpy().astype(np.uint8)), "image"))
+        for name, map_ in maps.items():
+            cells.append(_titled(_enlarge(colour(map_[i].cpu())), f"{name} {map_.shape[-2]}x{map_.shape[-1]}"))
+    _write_grid(cells, len(maps) + 1, path)
 
 
 def _principal_colours(features: Tensor) -> Callable[[Tensor], np.ndarray]:

@@ -5,8 +5,8 @@ from detectron2.data import Metadata
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from torch import nn
 
-from lift_det import LiFT, LiFTFeaturePyramid, ViT
-from lift_det.evaluation import draw_features, draw_predictions
+from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyramid, ViT
+from lift_det.evaluation import draw_features, draw_predictions, draw_upsampled
 
 
 class Oracle(nn.Module):
@@ -67,3 +67,20 @@ def test_features_have_a_row_for_each_image(tmp_path):
     third, fourth = picture[40:400, 2 * cell : 2 * cell + 380], picture[40:400, 3 * cell : 3 * cell + 380]
     assert np.abs(third.astype(int) - fourth.astype(int)).mean() < 1
     assert picture[40:400, cell : cell + 380].std() > 20
+
+
+def test_upsampled_features_stand_between_the_reduced_and_the_true_ones(tmp_path):
+    torch.manual_seed(0)
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64)
+    upsamplers = {"bilinear": BilinearUpsample(), "LiFT": LiFT(32, 8)}
+    images = torch.rand(2, 3, 64, 64) * 255
+    statistics = torch.full((3, 1, 1), 120.0), torch.full((3, 1, 1), 60.0)
+    draw_upsampled(FeatureExtractor(net), upsamplers, images, *statistics, 1, tmp_path / "f.png")
+    picture = cv2.imread(str(tmp_path / "f.png")).astype(int)
+    columns = np.array_split(picture[40:400], 5, axis=1)  # image, reduced, bilinear, LiFT, true
+    assert picture.shape[0] > 2 * 384
+    inside = [column[:, 20:-20] for column in columns]
+    # the reduced map has 4×4 cells, the others 8×8: a cell is one colour
+    assert np.ptp(inside[1][10:80, 10:60], axis=(0, 1)).max() == 0
+    assert np.ptp(inside[4][10:80, 10:60], axis=(0, 1)).max() > 0
+    assert np.abs(inside[2] - inside[3]).mean() < 1 and np.abs(inside[2] - inside[4]).mean() > 5
