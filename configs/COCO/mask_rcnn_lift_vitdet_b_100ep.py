@@ -1,6 +1,7 @@
 # Dense, the paper's way: the ViT sees 1024 pixels, LiFT takes its map of stride 16 to stride 8.
 # LiFT starts as bilinear upsampling and learns with the detector, at the heads' rate. For one that was trained on
-# this ViT: model.backbone.lift.checkpoint=FILE optimizer.params.lr_factor_func.lift_lr_rate=0.7 (the last block's).
+# this ViT: model.backbone.lift.checkpoint=FILE optimizer.params.lr_factor_func.lift_lr_rate=0.7 (the last block's),
+# and what kind it is: those of configs/LiFT/ have lift.network=trunk lift.pool=3 lift.normalize=True.
 # Several GPUs with one image each: model.backbone.lift.norm=SyncBN.
 from detectron2.config import LazyCall as L
 
@@ -13,6 +14,9 @@ model.backbone.lift = L(LiFT)(
     patch_size="${..net.patch_size}",
     residual=True,
     norm="BN",
+    network="paper",
+    pool=0,
+    normalize=False,
     checkpoint="",
 )
 model.backbone.scale_factors = (2.0, 1.0, 0.5, 0.25)  # p2 to p5 from stride 8

@@ -38,7 +38,9 @@ dataloader.test = L(build_image_folder_loader)(
     num_workers=0,
     train=False,
 )
-dataloader.evaluator = L(ReconstructionEvaluator)()
+dataloader.evaluator = L(ReconstructionEvaluator)(
+    output_dir="${train.output_dir}", training_data="${dataloader.train.dataset.root}"
+)
 
 optimizer = model_zoo.get_config("common/optim.py").AdamW
 optimizer._target_ = ClippedAdamW

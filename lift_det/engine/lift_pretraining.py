@@ -185,7 +185,8 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         if todo:
             new = {part: self.backbone.extract(images[todo]).float() for part, images in scaled.items()}
             for row, i in enumerate(todo):
-                found[i] = {str(part): maps[row] for part, maps in new.items()}
+                # rounded as they are kept, so that a training that finds them goes on as one that made them
+                found[i] = {str(part): maps[row].half().float() for part, maps in new.items()}
                 cache.put(keys[i], found[i])
         return {part: torch.stack([maps[str(part)].to(device) for maps in found]) for part in parts}
 

@@ -8,8 +8,10 @@ from detectron2.model_zoo import get_config as get_upstream_config
 
 from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, TimmViT, ViT, model_zoo
 from lift_det.data import write_synthetic_coco
+from lift_det.modeling import save_lift
 
 NAMES = [name for name in model_zoo.list_configs() if name.endswith(".py")]
+LIFTS = [name for name in NAMES if name.startswith("LiFT/")]
 DETECTORS = [name for name in NAMES if "mask_rcnn" in name]
 REQUIRED = [
     "COCO/mask_rcnn_vitdet_b_100ep.py",
@@ -25,6 +27,16 @@ REQUIRED = [
     "COCO/mask_rcnn_lift_dinov2_vits14_frozen.py",
     "COCO/mask_rcnn_lift_dinov2_vits14_frozen_fast.py",
     "quick_schedules/mask_rcnn_lift_vits14_overfit.py",
+    *(
+        f"LiFT/lift_{backbone}.py"
+        for backbone in (
+            *("dino_vits16", "dino_vits8", "dino_vitb16", "dino_vitb8"),
+            *("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"),
+            *("dinov2_reg_vits14", "dinov2_reg_vitb14", "dinov2_reg_vitl14"),
+            *("dinov3_vits16", "dinov3_vitb16", "dinov3_vitl16", "mocov3_vits16", "mocov3_vitb16", "mae_vitb16"),
+            *("augreg_vits16", "augreg_vitb16", "deit_vits16", "deit_vitb16", "vits14_cpu"),
+        )
+    ),
 ]
 
 
@@ -75,6 +87,38 @@ def test_builds_with_vitdets_strides(name):
     assert type(backbone.lift) is kind
     if "fast" in name:
         assert backbone.input_scale <= 0.5
+
+
+@pytest.mark.parametrize("name", LIFTS)
+def test_lift_fits_its_vit_and_trains_alone(name):
+    cfg = model_zoo.get_config(name)
+    net = cfg.model.net
+    net.update(checkpoint="", depth=1)
+    if net._target_ is TimmViT:
+        net.pretrained = False
+    cfg.model.feature_cache = ""
+    model = instantiate(cfg.model)  # refuses another width or patch size
+    assert model.lift.patch_size == int(name.split("_vit")[1][1:].split("_")[0].removesuffix(".py"))
+    assert cfg.dataloader.train.dataset.image_size % (4 * model.lift.patch_size) == 0
+    trained = {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"lift"}
+    cfg.optimizer.params.model = model
+    (in_optimizer,) = {len({id(p) for g in instantiate(cfg.optimizer).param_groups for p in g["params"]})}
+    assert in_optimizer == len(list(model.lift.parameters()))
+    assert model.pixel_mean.min() > 100  # on the 0 to 255 scale
+    assert ("augreg" in name) is bool((model.pixel_std == 127.5).all())
+    assert cfg.model.net.get("num_heads", 12) == 12  # stated where timm's would be wrong
+
+
+def test_a_lift_of_these_configs_fits_a_detector(tmp_path):
+    lift = instantiate(model_zoo.get_config("LiFT/lift_dino_vits16.py").model.lift)
+    save_lift(lift, tmp_path / "lift.safetensors")
+    cfg = model_zoo.get_config("COCO/mask_rcnn_lift_dino_vits16_frozen.py")
+    cfg.model.backbone.net.update(pretrained=False, depth=1)
+    options = ["network=trunk", "pool=3", "normalize=True", f"checkpoint={tmp_path}/lift.safetensors"]
+    cfg = LazyConfig.apply_overrides(cfg, [f"model.backbone.lift.{option}" for option in options])
+    loaded = instantiate(cfg.model.backbone).lift
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in lift.state_dict().items())
 
 
 def test_large_scale_jitter_crops_objects(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import instantiate
 
-from lift_det import model_zoo
+from lift_det import load_lift, model_zoo
 from lift_det.data import write_synthetic_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +113,11 @@ def test_lift_trains_with_either_tool(synthetic, tmp_path):
     config = "configs/quick_schedules/lift_synthetic_cpu.py"
     _run([tool, "--config-file", config, f"train.output_dir={tmp_path}/lift", *options], synthetic)
     trained, scores = _metrics(tmp_path / "lift")
-    assert len(trained) == 3 and set(scores) == {"cosine_2x/lift", "cosine_2x/bilinear"}
+    assert len(trained) == 3
+    assert set(scores) == {f"cosine_2x/{name}" for name in ("nearest", "bilinear", "bicubic", "lift")}
+    metadata = load_lift(tmp_path / "lift" / "lift.safetensors").metadata
+    assert (metadata["steps"], metadata["evaluated_images"]) == ("3", "2")
+    assert metadata["training_data"].endswith("synthetic/train") and (tmp_path / "lift" / "reconstruction.png").exists()
     # its checkpoint starts a detector: the ViT and LiFT come from it, the rest does not
     checkpoint = f"train.init_checkpoint={tmp_path}/lift/model_final.pth"
     output = _run(
