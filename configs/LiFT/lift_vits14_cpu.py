@@ -12,6 +12,7 @@ model.net.pretrained = False
 model.net.checkpoint = os.path.join(os.environ.get("LIFT_DET_WEIGHTS", "weights"), "vit_small_patch14_fp16.safetensors")
 model.lift.patch_size = 14
 model.autocast = "bfloat16"
+model.mirror = True
 model.feature_cache = "${train.output_dir}/features"
 
 dataloader.train.dataset.root = os.path.join(_photographs, "train")
@@ -27,7 +28,7 @@ optimizer.betas = (0.9, 0.98)
 train.device = "cpu"
 train.amp.enabled = False  # detectron2's needs CUDA; model.autocast is for any device
 train.ddp.device_ids = None
-train.max_iter = 7000  # 10 ep of 2 views of 700 images, 2 images/iter
+train.max_iter = 6300  # 18 ep = 6300 iters * 2 images/iter / 700 images/ep: each of the 2 views 9 times
 train.eval_period = train.max_iter
 train.log_period = 50
 train.output_dir = "./output/lift_vits14_cpu"

@@ -26,9 +26,10 @@ model = L(LiFTPretraining)(
     layer=None,
     facet="token",
     objectives=dict(full_from_half=1.0, half_from_quarter=1.0, full_from_quarter=1.0),
-    losses=dict(cosine=1.0),
+    losses=dict(cosine=1.0, relative_l2=0.25),
     feature_cache="",
     autocast="",
+    mirror=False,
 )
 
 dataloader = OmegaConf.create()
@@ -66,6 +67,7 @@ train.ddp.broadcast_buffers = True  # BatchNorm statistics are the same on every
 train.max_iter = 18437
 train.eval_period = 5000
 train.checkpointer.period = 1000
+train.checkpointer.max_to_keep = 2  # the frozen ViT is in each
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
     warmup_length=250 / train.max_iter,

@@ -54,6 +54,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         losses: Mapping[str, float] | None = None,
         feature_cache: str | os.PathLike = "",
         autocast: str = "",
+        mirror: bool = False,
     ) -> None:
         """
         Args:
@@ -66,7 +67,11 @@ class LiFTPretraining(CheckedLoading, nn.Module):
             objectives: weights of ``full_from_half``, ``half_from_quarter`` (the paper's two, which None stands for)
                 and ``full_from_quarter``, which goes through LiFT twice, the image enlarged bilinearly in between.
             losses: weights of ``cosine`` (one minus the cosine similarity of the channels), ``l1`` and ``l2`` (mean
-                absolute and mean squared difference), each a mean over positions; None is cosine alone.
+                absolute and mean squared difference), each a mean over positions, and ``relative_l2`` (the squared
+                difference as a share of the true features' square, whatever their scale); None is cosine alone, which
+                leaves the length of the features free to drift.
+            mirror: every second step sees images and maps mirrored, left and right: twice the data where a cache limits
+                the views. (A ViT's map of a mirrored image is not quite the mirrored map.)
             feature_cache: folder where the ViT's maps are kept, in half precision, and found again when the same image
                 (the same crop) comes back; empty keeps none. Of use where the dataset has a limited number of views.
             autocast: ``"bfloat16"`` trains in mixed precision on any device, where detectron2's ``train.amp`` needs
@@ -93,6 +98,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         if autocast not in ("", "bfloat16", "float16"):
             raise ValueError(f"autocast is 'bfloat16', 'float16' or empty, not '{autocast}'.")
         self.autocast = autocast
+        self.mirror = mirror
         self.feature_cache = feature_cache
         self._cache: FeatureCache | None = None
 
@@ -148,6 +154,8 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         return scaled, self._features(raw, scaled)
 
     def _training_losses(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> dict[str, Tensor]:
+        if self.mirror and self.steps % 2:
+            scaled, features = ({part: x.flip(-1) for part, x in maps.items()} for maps in (scaled, features))
         losses = {}
         half_from_quarter: Tensor | None = None
         for name, weight in self.objectives.items():
@@ -181,13 +189,17 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         sizes = tuple(tuple(images.shape[-2:]) for images in scaled.values())
         keys = [cache.key(image, (*sizes, precision)) for image in raw]
         found = [cache.get(key) for key in keys]
-        todo = [i for i, maps in enumerate(found) if maps is None]
-        if todo:
-            new = {part: self.backbone.extract(images[todo]).float() for part, images in scaled.items()}
-            for row, i in enumerate(todo):
+        if None in found:
+            # all of them: sums may depend on what else is in a batch, and a resumed training may find only some
+            new = {part: self.backbone.extract(images).float() for part, images in scaled.items()}
+            for i in (i for i, maps in enumerate(found) if maps is None):
                 # rounded as they are kept, so that a training that finds them goes on as one that made them
-                found[i] = {str(part): maps[row].half().float() for part, maps in new.items()}
-                cache.put(keys[i], found[i])
+                rounded = {str(part): maps[i].half().float() for part, maps in new.items()}
+                if all(maps.isfinite().all() for maps in rounded.values()):
+                    found[i] = rounded
+                    cache.put(keys[i], rounded)
+                else:  # out of half precision's range
+                    found[i] = {str(part): maps[i] for part, maps in new.items()}
         return {part: torch.stack([maps[str(part)].to(device) for maps in found]) for part in parts}
 
     def _settings(self) -> dict[str, str]:
@@ -248,8 +260,13 @@ def _cosine_loss(a: Tensor, b: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(a, b, dim=1).mean()
 
 
+def _relative_l2_loss(a: Tensor, b: Tensor) -> Tensor:
+    return F.mse_loss(a, b) / b.square().mean()
+
+
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": _cosine_loss,
+    "relative_l2": _relative_l2_loss,
     "l1": F.l1_loss,
     "l2": F.mse_loss,
 }

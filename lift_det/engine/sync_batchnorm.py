@@ -44,7 +44,8 @@ class _SyncBatchNorm2d(NaiveSyncBatchNorm):
         if not self.training or comm.get_world_size() == 1:
             return super().forward(input)
         before = self.running_var.clone()
-        output = super().forward(input)
+        # E[x²] − E[x]² cancels in half precision, and upstream's knows of float16 alone
+        output = super().forward(input.float()).to(input.dtype)
         count = input.numel() // input.shape[1] * comm.get_world_size()
         # what this batch added, which was momentum · biased variance
         added = self.running_var - (1 - self.momentum) * before

@@ -63,28 +63,31 @@ class TrunkNetwork(nn.Module):
 
 
 class FeatureNorm(nn.Module):
-    """Gives features mean 0 and deviation 1 in each channel, by statistics of the first training batches.
+    """Gives features mean 0 and deviation 1 in each channel, by statistics of the first maps that are trained on.
 
     Unlike BatchNorm it does the same in training and in evaluation, however small the batch, and keeps the differences
-    between images. The statistics are means over the first ``batches`` batches of all processes, and then stay.
+    between images. The statistics are means over the first ``calls`` calls in training, of all processes, then stay.
     """
 
-    def __init__(self, channels: int, batches: int = 200) -> None:
+    def __init__(self, channels: int, calls: int = 200) -> None:
         """
         Args:
             channels: C of the features.
-            batches: how many are looked at.
+            calls: how many batches of maps are looked at.
         """
         super().__init__()
-        self.batches = batches
+        self.calls = calls
+        self._settled = False  # what `seen` says, without asking the device
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("square", torch.ones(channels))  # of the features, averaged
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, h, w) → (N, C, h, w)."""
-        if self.training and self.seen < self.batches:
-            self._look_at(features.detach().float())
+        if self.training and not self._settled:
+            self._settled = bool(self.seen >= self.calls)
+            if not self._settled:
+                self._look_at(features.detach().float())
         return (features - self.mean.view(-1, 1, 1)) / self.deviation()
 
     def deviation(self) -> Tensor:

@@ -66,7 +66,7 @@ def test_losses_are_what_they_say():
     model = _untrained(
         _model(
             objectives=dict(full_from_half=1.0, half_from_quarter=0.5, full_from_quarter=2.0),
-            losses=dict(cosine=1.0, l1=0.25, l2=3.0),
+            losses=dict(cosine=1.0, l1=0.25, l2=3.0, relative_l2=0.5),
         )
     ).train()
     # BatchNorm in evaluation, so that what is computed here in another order is the same
@@ -88,7 +88,24 @@ def test_losses_are_what_they_say():
         expected[f"loss_{name}_cosine"] = weight * (1 - F.cosine_similarity(got, true, dim=1).mean())
         expected[f"loss_{name}_l1"] = weight * 0.25 * (got - true).abs().mean()
         expected[f"loss_{name}_l2"] = weight * 3.0 * (got - true).square().mean()
+        expected[f"loss_{name}_relative_l2"] = weight * 0.5 * (got - true).square().sum() / true.square().sum()
     assert losses == {name: pytest.approx(value.item(), rel=1e-4) for name, value in expected.items()}
+
+
+def test_every_second_step_is_mirrored():
+    batch = _batch()
+    plain, mirrored = _untrained(_model()).train(), _untrained(_model(mirror=True)).train()
+    for model in (plain, mirrored):
+        model.lift.eval()
+    seen = []
+    forward = mirrored.lift.forward
+    mirrored.lift.forward = lambda images, features: seen.append((images, features)) or forward(images, features)
+    first, second = ({name: loss.item() for name, loss in mirrored(batch).items()} for _ in range(2))
+    expected = plain(batch)
+    assert second == {name: pytest.approx(value.item(), rel=1e-6) for name, value in expected.items()}
+    assert first["loss_full_from_half"] != pytest.approx(second["loss_full_from_half"], rel=1e-6)
+    for (images, features), (mirrored_images, mirrored_features) in zip(seen[:2], seen[2:], strict=True):
+        assert torch.equal(images, mirrored_images.flip(-1)) and torch.equal(features, mirrored_features.flip(-1))
 
 
 def test_scores_are_what_they_say():
@@ -170,7 +187,7 @@ def test_cached_features_are_the_features(tmp_path):
         assert seen == [4, 4, 4]  # full, half and quarter size, together
         second = cached(batch[::-1])  # another order, and nothing to compute
         mixed = cached([*batch[:3], *_batch(seed=2)[:1]])
-        assert seen == [4, 4, 4, 1, 1, 1]
+        assert seen == [4, 4, 4, 4, 4, 4]  # one is missing: the whole batch, so that its sums are the same
     for got in (first, list(reversed(second)), mixed[:3]):
         for a, b in zip(got, expected, strict=False):
             for method, value in b["cosine_2x"].items():
@@ -205,7 +222,7 @@ def test_a_broken_file_in_the_cache_is_computed_again(tmp_path, caplog):
         file.write_bytes(file.read_bytes()[:100])
         seen = _count_extractions(model)
         assert model(batch)[0]["cosine_2x"]["bilinear"] == pytest.approx(expected[0]["cosine_2x"]["bilinear"], abs=2e-3)
-    assert seen == [1, 1, 1] and "computed again" in caplog.text
+    assert seen == [4, 4, 4] and "computed again" in caplog.text
 
 
 def test_a_full_disk_does_not_end_a_training(tmp_path, caplog, monkeypatch):

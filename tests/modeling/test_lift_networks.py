@@ -106,8 +106,8 @@ def test_budget_at_384_channels():
     assert of_lift.get_total_flops() < 0.2 * of_vit.get_total_flops()
 
 
-def test_feature_norm_averages_the_first_batches_and_then_stays():
-    norm = FeatureNorm(3, batches=2).train()
+def test_feature_norm_averages_the_first_calls_and_then_stays():
+    norm = FeatureNorm(3, calls=2).train()
     batches = [torch.randn(2, 3, 4, 5) * 3 + 1 for _ in range(3)]
     for batch in batches:
         norm(batch)
