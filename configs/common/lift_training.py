@@ -63,7 +63,6 @@ optimizer.weight_decay = 0.05
 train = model_zoo.get_config("common/train.py").train
 train.seed = 0  # of the first weights, and of which image is seen when and how
 train.amp.enabled = True
-train.ddp.broadcast_buffers = True  # BatchNorm statistics are the same on every rank
 train.max_iter = 18437
 train.eval_period = 5000
 train.checkpointer.period = 1000

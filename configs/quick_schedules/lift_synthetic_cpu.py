@@ -51,7 +51,6 @@ optimizer.weight_decay = 0.01
 train = model_zoo.get_config("common/train.py").train
 train.device = "cpu"
 train.seed = 0  # of weights, and of which image is seen when and how
-train.ddp.broadcast_buffers = True  # BatchNorm statistics are to be the same on every rank
 train.output_dir = "./output/lift_synthetic"
 train.max_iter = 100
 train.eval_period = 100

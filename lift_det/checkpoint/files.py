@@ -21,6 +21,10 @@ from .arrays import read_arrays
 _STATE_DICT_KEYS = ("model", "state_dict", "teacher", "student", "model_state", "module")
 
 
+#: under which name a LiFT says, in the metadata of its state dict, what it is and what features it is for
+LIFT_FACTS = "lift"
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: the message says what was expected, what came and what to do."""
 
@@ -35,35 +39,51 @@ def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
         path: the file. A wrapping such as ``{"model": {...}}`` or ``{"state_dict": {...}}`` is taken off.
 
     Returns:
-        ``(state_dict, metadata)``; metadata is what a safetensors file carries beside its tensors, else empty.
+        ``(state_dict, metadata)``; metadata is what a safetensors file carries beside its tensors, or what a LiFT in a
+        training's checkpoint says of itself, else empty.
 
     Raises:
         CheckpointError: the file is missing, is not a checkpoint, is broken, or would have to run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint at '{path}' (looked from '{Path.cwd()}'). Put the file there, or name another."
-        )
     if path.suffix == ".safetensors":
+        _check_there(path)
         return _read_safetensors(path)
+    loaded = read_checkpoint(path)
+    state, metadata = _unwrap(loaded)
+    if not state:
+        raise CheckpointError(
+            f"'{path}' holds no state dict: expected names mapped to tensors, "
+            f"found {type(loaded).__name__}{f' with keys {list(loaded)[:5]}' if isinstance(loaded, Mapping) else ''}."
+        )
+    return state, metadata
+
+
+def read_checkpoint(path: str | os.PathLike) -> object:
+    """Reads all that a ``.pkl`` or a ``torch.save`` file holds, arrays as tensors, without running anything in it.
+
+    Raises:
+        CheckpointError: the file is missing, is broken, or would have to run code.
+    """
+    path = Path(path)
+    _check_there(path)
     try:
         # torch.save's zip files have been given this ending, too
         is_pickle = path.suffix == ".pkl" and not zipfile.is_zipfile(path)
-        loaded = read_arrays(path) if is_pickle else _torch_load(path)
+        return read_arrays(path) if is_pickle else _torch_load(path)
     except Exception as error:
         raise CheckpointError(
             f"'{path}' ({path.stat().st_size} bytes) could not be read as a checkpoint of tensors: {error}\n"
             "It may be cut off, or hold Python objects, which are never run here: download it again, or save its "
             "state dict alone with torch.save(state_dict, path)."
         ) from error
-    state = _unwrap(loaded)
-    if not state:
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
         raise CheckpointError(
-            f"'{path}' holds no state dict: expected names mapped to tensors, "
-            f"found {type(loaded).__name__}{f' with keys {list(loaded)[:5]}' if isinstance(loaded, Mapping) else ''}."
+            f"There is no checkpoint at '{path}' (looked from '{Path.cwd()}'). Put the file there, or name another."
         )
-    return state, {}
 
 
 def _torch_load(path: Path) -> object:
@@ -85,15 +105,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _unwrap(loaded: object) -> dict[str, Tensor]:
+def _unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in a checkpoint, and what a LiFT among them says of itself."""
     if not isinstance(loaded, Mapping):
-        return {}
+        return {}, {}
     # wrappings first: beside them training checkpoints hold loose tensors, such as random states
     for key in _STATE_DICT_KEYS:
-        inner = _unwrap(loaded.get(key))
+        inner, metadata = _unwrap(loaded.get(key))
         if inner:
-            return inner
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+            return inner, metadata
+    # torch keeps what modules say of themselves beside the tensors of a state dict
+    facts = [said[LIFT_FACTS] for said in getattr(loaded, "_metadata", {}).values() if LIFT_FACTS in said]
+    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    return tensors, dict(facts[0]) if len(facts) == 1 else {}
 
 
 def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,9 +9,8 @@ import sys
 _EPILOG = """\
 examples:
   lift-det pretrain --images photos --backbone vit_small_patch14_dinov2.lvd142m --output output/lift
-  lift-det pretrain --images coco/train2017 --val coco/val2017 --backbone dino_deitsmall16_pretrain.pth --output lift
-  lift-det pretrain --images photos --backbone weights.pth --architecture vit_small_patch16_224 --output output/lift \\
-      --steps 2000 optimizer.lr=5e-4
+  lift-det pretrain --images coco/train2017 --val coco/val2017 --backbone dino_deitsmall16_pretrain.pth \\
+      --architecture vit_small_patch16_224.dino --output output/lift --steps 2000 optimizer.lr=5e-4
 
 It trains a config of configs/LiFT/ (the one for a CPU where there is no GPU) and leaves in --output what any training
 of detectron2 does, and lift.safetensors, which load_lift() and the detectors' configs read.
@@ -64,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     from lift_det.checkpoint import CheckpointError
     from lift_det.data import DatasetError
 
+    if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
+        print("lift-det: on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.", file=sys.stderr)
+        return 1
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         config = _config(arguments, device)
@@ -73,13 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
             dist_url="auto",
             args=(config, arguments.output, arguments.resume, arguments.opts),
         )
-    except (CheckpointError, DatasetError, ValueError, OSError) as error:
+        closing = _closing(arguments.output)
+    except (CheckpointError, DatasetError, ValueError, OSError, torch.multiprocessing.ProcessRaisedException) as error:
         print(f"lift-det: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("lift-det: stopped; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         return 1
-    print(_closing(arguments.output))
+    print(closing)
     return 0
 
 
@@ -119,6 +122,8 @@ def _backbone(arguments: argparse.Namespace) -> dict[str, object]:
     import timm
     import torch
 
+    from lift_det.modeling.timm_vit import check_plain_vit
+
     checkpoint = arguments.backbone if os.path.sep in arguments.backbone or os.path.isfile(arguments.backbone) else ""
     if not checkpoint and arguments.backbone.endswith((".pth", ".pt", ".tar", ".bin", ".safetensors", ".pkl")):
         checkpoint = arguments.backbone
@@ -132,6 +137,7 @@ def _backbone(arguments: argparse.Namespace) -> dict[str, object]:
         extra["model.net.num_heads"] = arguments.num_heads
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no model '{name}', and there is no file of that name.")
+    check_plain_vit(name)
     with torch.device("meta"):  # sizes alone: nothing is allocated
         model = timm.create_model(name)
     facts = {"model.lift.in_channels": model.embed_dim, "model.lift.patch_size": model.patch_embed.patch_size[0]}
@@ -169,7 +175,8 @@ def _architecture(path: str, named: str | None) -> tuple[str, dict[str, object]]
     names = {
         "dino": f"vit_{size}_patch{patch}_224.dino",
         "mae": f"vit_{size}_patch{patch}_224.mae",
-        "deit": f"deit_{size}_patch{patch}_224.fb_in1k",
+        # what proves the format is the token of distillation
+        "deit": f"deit_{size}_distilled_patch{patch}_224.fb_in1k",
         "mocov3": f"vit_{size}_patch{patch}_224",
     }
     if report.format not in names:
@@ -183,7 +190,7 @@ def _architecture(path: str, named: str | None) -> tuple[str, dict[str, object]]
 
 def _train(values: dict[str, object], output: str, resume: bool, opts: list[str]) -> None:
     """What each process runs."""
-    from detectron2.config import LazyCall, LazyConfig
+    from detectron2.config import LazyCall, LazyConfig, instantiate
     from detectron2.engine import default_setup
     from omegaconf import OmegaConf
 
@@ -196,6 +203,15 @@ def _train(values: dict[str, object], output: str, resume: bool, opts: list[str]
     for name, value in {**own_statistics, **values}.items():
         OmegaConf.update(cfg, name, value, merge=False, force_add=True)
     cfg = LazyConfig.apply_overrides(cfg, opts)
+    cfg.train.output_dir = output  # where the table is read
+    train = cfg.dataloader.train
+    try:
+        images = len(instantiate(train.dataset))
+    except ValueError as error:
+        raise ValueError(f"{error}\nWith few images name others for the evaluation: --val.") from error
+    if cfg.train.max_iter * train.total_batch_size <= images * max(1, train.dataset.get("views", 0)):
+        # no version of an image would come a second time: nothing to keep, and no reason to limit them
+        cfg.model.feature_cache, train.dataset.views = "", 0
     # evaluated once, at the end, as the table says; a shorter training warms up for as large a share of it
     cfg.train.eval_period = cfg.train.max_iter
     cfg.train.hooks = [LazyCall(ProgressBar)()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from lift_det.checkpoint import read_state_dict, strip_prefix, write_atomically
+from lift_det.checkpoint import CheckpointError, read_checkpoint, read_state_dict, strip_prefix, write_atomically
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -35,11 +36,21 @@ class Checkpointer(DetectionCheckpointer):
         write_atomically(os.path.join(self.save_dir, "last_checkpoint"), lambda file: file.write(content))
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        # Upstream unpickles what ends in .pkl, which can run code; here its tensors are read, and nothing else.
-        if filename.endswith(".pkl"):
+        if not filename.endswith((".pkl", ".pyth")):
+            return super()._load_file(filename)
+        # Upstream's rules for these. It reads them with pickle.load and torch.load, which could run code.
+        data = read_checkpoint(filename)
+        if not isinstance(data, Mapping):
+            raise CheckpointError(f"'{filename}' holds no state dict, but a {type(data).__name__}.")
+        if filename.endswith(".pyth"):
+            model = {k: v for k, v in data["model_state"].items() if not k.endswith("num_batches_tracked")}
+            return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+        if "model" in data:
             heuristics = "matching_heuristics=True" in self._parsed_url_during_load.query
-            return {"model": read_state_dict(filename)[0], "matching_heuristics": heuristics}
-        return super()._load_file(filename)
+            return {**data, "matching_heuristics": heuristics or bool(data.get("matching_heuristics", False))}
+        data = data.get("blobs", data)
+        model = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+        return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         if f.endswith(".safetensors"):

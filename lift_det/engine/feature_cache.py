@@ -49,7 +49,7 @@ class FeatureCache:
             return None
         try:
             return {name: value.float() for name, value in safetensors.torch.load(path.read_bytes()).items()}
-        except (safetensors.SafetensorError, ValueError) as error:
+        except (safetensors.SafetensorError, ValueError, OSError) as error:
             # not by a kill of ours: a disk's fault. What can be computed again is no reason to end a training.
             logger.warning("'%s' is broken (%s): these features are computed again.", path, error)
             return None

@@ -10,6 +10,9 @@ from tqdm import tqdm
 class ProgressBar(HookBase):
     """Shows iterations, the time left and the loss on standard error, on the main process alone."""
 
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
     def before_train(self) -> None:
         trainer = self.trainer
         self._bar = tqdm(
@@ -25,4 +28,5 @@ class ProgressBar(HookBase):
             self._bar.set_description("evaluating")
 
     def after_train(self) -> None:
-        self._bar.close()
+        if self._bar is not None:  # another hook may have failed before this one began
+            self._bar.close()

@@ -82,6 +82,8 @@ class ReconstructionEvaluator(DatasetEvaluator):
             }
         logger.info("Features of %d images against the true ones:\n%s", len(scores), reconstruction_table(results))
         if self._output_dir:
+            if self._outputs is None:
+                raise RuntimeError("The main process could read none of its images, see the warnings above.")
             os.makedirs(self._output_dir, exist_ok=True)
             _plot(results, os.path.join(self._output_dir, "reconstruction.png"))
             path = os.path.join(self._output_dir, "lift.safetensors")

@@ -104,6 +104,10 @@ def check_lift_on_net(lift: nn.Module | None, net: nn.Module, allow: Sequence[st
         if not net.weights_given:
             del settings["weights"]
     check_lift(lift, settings, allow=allow)
+    if isinstance(lift, LiFT) and hasattr(net, "describe_features"):
+        # for checkpoints that are loaded later, and for those that are written
+        features = net.describe_features()
+        lift.features = {name: value for name, value in features.items() if name in COMPARED and name not in allow}
 
 
 def check_lift_shape(lift: FeatureUpsampler | None, vit: ShapeSpec) -> None:

@@ -47,6 +47,10 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.LIFT.CHECKPOINT = ""
     cfg.MODEL.LIFT.RESIDUAL = True
     cfg.MODEL.LIFT.NORM = "BN"
+    # what kind of LiFT; those that configs/LiFT/ train have "trunk", 3, True
+    cfg.MODEL.LIFT.NETWORK = "paper"
+    cfg.MODEL.LIFT.POOL = 0
+    cfg.MODEL.LIFT.NORMALIZE = False
     cfg.MODEL.LIFT.STEPS = 1
     cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 is the fast way
     cfg.MODEL.LIFT.FREEZE = False
@@ -132,5 +136,14 @@ def _build_upsampler(cfg: CfgNode, vit: ShapeSpec) -> FeatureUpsampler | None:
     if cfg.UPSAMPLER == "bilinear":
         return BilinearUpsample()
     if cfg.UPSAMPLER == "lift":
-        return LiFT(vit.channels, vit.stride, cfg.RESIDUAL, norm=cfg.NORM, checkpoint=cfg.CHECKPOINT)
+        return LiFT(
+            vit.channels,
+            vit.stride,
+            cfg.RESIDUAL,
+            norm=cfg.NORM,
+            network=cfg.NETWORK,
+            pool=cfg.POOL,
+            normalize=cfg.NORMALIZE,
+            checkpoint=cfg.CHECKPOINT,
+        )
     raise ValueError(f"MODEL.LIFT.UPSAMPLER is '{cfg.UPSAMPLER}'; it can be 'lift', 'bilinear' or 'none'.")

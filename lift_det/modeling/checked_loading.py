@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lift_det.checkpoint import check_partial_load
 
+from .agreement import check_lift
+
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 # Parts that a checkpoint brings whole or not at all.
@@ -53,4 +55,13 @@ class CheckedLoading:
         """As :meth:`torch.nn.Module.load_state_dict`; a load that need not fit is checked and reported."""
         if not strict:
             logger.info(self.check_state_dict(state_dict))
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        backbone = getattr(self, "backbone", None)
+        lift, net = getattr(backbone, "lift", None), getattr(backbone, "net", None)
+        names = [name.removeprefix("module.") for name in state_dict]
+        brought = {part for part in ("net", "lift") if any(name.startswith(f"backbone.{part}.") for name in names)}
+        # a ViT for a LiFT that has been read from a file; a checkpoint that brings both has trained them together
+        if brought == {"net"} and getattr(lift, "metadata", None) and hasattr(net, "settings"):
+            settings = backbone.settings() if hasattr(backbone, "settings") else net.settings()
+            check_lift(lift, settings, allow=getattr(backbone, "allow_lift", ()))
+        return result

@@ -76,6 +76,7 @@ class FeatureExtractor(Backbone):
         self.lift = lift
         self.steps = steps if lift is not None else 0
         self._channels = net.map_channels(self.layer, facet)
+        self.allow_lift = tuple(allow_lift)
         check_lift_on_net(lift, self, allow_lift)
         check_lift_shape(lift, ShapeSpec(channels=self._channels, stride=net.patch_size))
 
@@ -118,6 +119,10 @@ class FeatureExtractor(Backbone):
     def settings(self) -> dict[str, str]:
         """Which features these are, as metadata for a LiFT that is trained on them (see :meth:`PlainViT.settings`)."""
         return self.net.settings(self.layer, self.facet, self.norm)
+
+    def describe_features(self) -> dict[str, str]:
+        """The part of :meth:`settings` that can be said without reading the weights."""
+        return self.net.describe_features(self.layer, self.facet, self.norm)
 
     @property
     def weights_given(self) -> bool:

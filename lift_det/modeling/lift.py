@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from lift_det.checkpoint import CheckpointError, load_strictly, read_state_dict, strip_prefix, write_atomically
+from lift_det.checkpoint import (
+    LIFT_FACTS,
+    CheckpointError,
+    load_strictly,
+    read_state_dict,
+    strip_prefix,
+    write_atomically,
+)
 
 from .lift_networks import AttentionPool, FeatureNorm, TrunkNetwork
 
@@ -124,6 +131,9 @@ class LiFT(FeatureUpsampler):
         # goes into state dicts beside the tensors, which look alike in both kinds; the authors' files have 1
         self._version = 2 if residual else 1
         self.metadata: dict[str, str] = {}
+        #: which features it is given, set by what it is built into; goes into state dicts with the settings
+        self.features: dict[str, str] = {}
+        self.register_state_dict_post_hook(_say_facts)
         #: pixels of a patch in the image branch, which reduces by 8 and, unless patches are that small, pools by 2
         self._patch_pixels = 8 if patch_size == 8 else 16
 
@@ -215,6 +225,14 @@ class LiFT(FeatureUpsampler):
                 f"The LiFT in this checkpoint is {kinds.get(version, f'of version {version}')}, and the model's is "
                 f"{kinds[self._version]}: make the config say what the checkpoint holds."
             )
+        trained_on = local_metadata.get(LIFT_FACTS, {})
+        other = {k: (trained_on[k], v) for k, v in self.features.items() if trained_on.get(k, v) != v}
+        if other:
+            raise CheckpointError(
+                f"The LiFT in this checkpoint was trained on other features than the model's: {_both_sides(other)}. "
+                "Give the model the features of the checkpoint, or start it without this LiFT. If the difference is "
+                f"meant: allow_lift={list(other)}."
+            )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _load(self, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
@@ -233,6 +251,15 @@ class LiFT(FeatureUpsampler):
             hint=f"This LiFT is for {settings}: it fits one ViT's width. Name the LiFT that belongs to your ViT.",
         )
         self.metadata = dict(metadata)
+
+
+def _say_facts(lift: LiFT, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: dict) -> None:
+    """Puts beside a state dict's tensors what a LiFT's safetensors say in their metadata."""
+    local_metadata[LIFT_FACTS] = {**lift.features, **lift._settings(), "norm": lift.norm}
+
+
+def _both_sides(different: Mapping[str, tuple[str, str]]) -> str:
+    return "; ".join(f"{name}: trained with '{a}', given '{b}'" for name, (a, b) in different.items())
 
 
 def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: bool | None = None) -> LiFT:

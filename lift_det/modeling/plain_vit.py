@@ -118,20 +118,26 @@ class PlainViT:
         Raises:
             ValueError: as :meth:`resolve`.
         """
+        settings = self.describe_features(layer, facet, norm)
+        settings["weights"] = weights_fingerprint(self)
+        for name in ("pixel_mean", "pixel_std"):
+            if getattr(self, name) is not None:
+                settings[name] = " ".join(f"{value:g}" for value in getattr(self, name))
+        return settings
+
+    def describe_features(
+        self, layer: int | None = None, facet: str = "token", norm: bool | None = None
+    ) -> dict[str, str]:
+        """The part of :meth:`settings` that can be said without reading the weights."""
         index, norm = self.resolve(layer, facet, norm)
-        settings = {
+        return {
             "backbone": self.description,
             "in_channels": str(self.map_channels(index, facet)),
             "patch_size": str(self.patch_size),
             "layer": str(index),
             "facet": facet,
             "final_norm": str(norm).lower(),
-            "weights": weights_fingerprint(self),
         }
-        for name in ("pixel_mean", "pixel_std"):
-            if getattr(self, name) is not None:
-                settings[name] = " ".join(f"{value:g}" for value in getattr(self, name))
-        return settings
 
     def _blocks(self) -> nn.ModuleList:
         raise NotImplementedError

@@ -80,6 +80,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         self.steps = steps if lift is not None else 0
         self.input_scale = input_scale
         self.scale_factors = tuple(scale_factors)
+        self.allow_lift = tuple(allow_lift)
         check_lift_on_net(lift, net, allow_lift)
         check_lift_shape(lift, shape)
         patch_stride = _patch_stride(shape.stride, input_scale)

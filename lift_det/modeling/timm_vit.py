@@ -115,7 +115,7 @@ class TimmViT(PlainViT, Backbone):
         if model_kwargs.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate drops patches in training: what is left is no map. Use drop_path_rate.")
         _check_name(name)
-        _check_class(name)
+        check_plain_vit(name)
         vit = timm.create_model(
             name, pretrained, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path_rate, **model_kwargs
         )
@@ -343,7 +343,8 @@ def _check_name(name: str) -> None:
 
 
 @functools.lru_cache
-def _check_class(name: str) -> None:
+def check_plain_vit(name: str) -> None:
+    """Raises ValueError where timm's model of this name is not one that :class:`TimmViT` takes."""
     # on the meta device nothing is allocated or downloaded: the class is known before anything else is asked of it
     with torch.device("meta"):
         model = timm.create_model(name)

@@ -76,6 +76,7 @@ def test_explains_what_is_wrong(images, weights, tmp_path, capsys):
     assert "multiple of 64" in error("--images", images, "--backbone", "vit_tiny_patch16_224", "--image-size", "100")
     missing = error("--images", tmp_path / "none", "--backbone", weights, "--architecture", "vit_tiny_patch16_224")
     assert "does not exist" in missing
+    assert "not supported" in error("--images", images, "--backbone", "resnet50")
     assert "There is no checkpoint at" in error("--images", images, "--backbone", "nowhere/weights.pth")
 
 

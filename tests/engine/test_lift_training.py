@@ -134,7 +134,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tool, synthetic, unint
 
 
 def test_two_processes_train_as_one(synthetic, tmp_path):
-    options = [*TINY, "train.max_iter=8", "train.device=cpu", "train.ddp.device_ids=null"]
+    options = [*TINY, "train.max_iter=8", "train.device=cpu", "train.ddp.device_ids=null", "model.autocast=bfloat16"]
     reports = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyramid, TimmViT, ViT, load_lift
 from lift_det.checkpoint import CheckpointError
+from lift_det.engine import Checkpointer, LiFTPretraining
 from lift_det.modeling import check_lift, same_weights, save_lift, weights_fingerprint
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 4}
@@ -475,3 +476,49 @@ def test_backbone_that_says_nothing_is_accepted(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"given 'detectron2 ViT\(embed_dim=48"):
         LiFTFeaturePyramid(ours, lift, "last_feat", 8, (2, 1, 0.5))
     LiFTFeaturePyramid(UpstreamViT(**UPSTREAM), lift, "last_feat", 8, (2, 1, 0.5))
+
+
+def _training(tmp_path, **which):
+    """A checkpoint of LiFT's training, as its trainer writes it."""
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=3, num_heads=2, pretrain_img_size=64)
+    model = LiFTPretraining(net, LiFT(32, 8), [0.0] * 3, [255.0] * 3, **which)
+    torch.save({"model": model.state_dict(), "iteration": 7}, tmp_path / "model.pth")
+    return model, tmp_path / "model.pth"
+
+
+def test_a_training_checkpoint_says_what_its_lift_is_for(tmp_path):
+    _, path = _training(tmp_path, layer=1, facet="key")
+    loaded = load_lift(path)  # patch size and kind are said, too
+    assert (loaded.metadata["layer"], loaded.metadata["facet"], loaded.patch_size) == ("1", "key", 8)
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=3, num_heads=2, pretrain_img_size=64)
+    with pytest.raises(CheckpointError, match="layer: trained with '1', given '2'"):
+        FeatureExtractor(net, LiFT(32, 8, checkpoint=path))
+    FeatureExtractor(net, LiFT(32, 8, checkpoint=path), layer=1, facet="key")
+
+
+def test_a_training_goes_on_with_its_own_features_alone(tmp_path):
+    _, path = _training(tmp_path, layer=1, facet="key")
+    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=3, num_heads=2, pretrain_img_size=64)
+    other = LiFTPretraining(net, LiFT(32, 8), [0.0] * 3, [255.0] * 3, layer=2)
+    with pytest.raises(CheckpointError, match="layer: trained with '1', given '2'.*facet: trained with 'key'"):
+        Checkpointer(other).load(str(path))
+    same = LiFTPretraining(net, LiFT(32, 8), [0.0] * 3, [255.0] * 3, layer=1, facet="key")
+    Checkpointer(same).load(str(path))
+
+
+def test_a_lift_is_compared_with_a_vit_that_comes_later(tmp_path):
+    model, _ = _training(tmp_path)
+    save_lift(model.lift, tmp_path / "lift.safetensors", model.backbone.settings())
+
+    def detector():
+        net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=3, num_heads=2, pretrain_img_size=64)
+        return LiFTPretraining(net, LiFT(32, 8, checkpoint=tmp_path / "lift.safetensors"), [0.0] * 3, [255.0] * 3)
+
+    own = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.net.")}
+    detector().load_state_dict(own, strict=False)
+    others = {name: value * 1.5 for name, value in own.items()}
+    with pytest.raises(CheckpointError, match="weights"):
+        detector().load_state_dict(others, strict=False)
+    # a fine-tuned detector brings both: they belong together
+    both = {name: value * 1.5 for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    detector().load_state_dict(both, strict=False)
