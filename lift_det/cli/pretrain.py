@@ -216,20 +216,24 @@ def _train(values: dict[str, object], output: str, resume: bool, opts: list[str]
     cfg.train.eval_period = cfg.train.max_iter
     cfg.train.hooks = [LazyCall(ProgressBar)()]
     arguments = argparse.Namespace(config_file="", opts=opts, eval_only=False, resume=resume, num_gpus=1)
+    _keep_terminal_clear(output)
     default_setup(cfg, arguments)
-    _keep_terminal_clear()
     do_train(arguments, cfg)
 
 
-def _keep_terminal_clear() -> None:
+def _keep_terminal_clear(output: str) -> None:
     """detectron2's log goes to the file, of which the terminal shows warnings and errors: there is a progress bar."""
     import logging
 
-    for name in ("detectron2", "fvcore"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                if handler.stream in (sys.stdout, sys.stderr):
-                    handler.setLevel(logging.WARNING)
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    # the calls of default_setup, which then finds them done (they are cached by their arguments)
+    loggers = [setup_logger(output, distributed_rank=comm.get_rank(), name="fvcore")]
+    loggers.append(setup_logger(output, distributed_rank=comm.get_rank()))
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+            handler.setLevel(logging.WARNING)
 
 
 def _closing(output: str) -> str:
