@@ -59,3 +59,18 @@ def test_one_process_keeps_its_batchnorm():
     module = nn.Sequential(nn.BatchNorm2d(4))
     synchronise_batchnorm(module)
     assert type(module[0]) is nn.BatchNorm2d
+
+
+def test_statistics_of_half_precision_do_not_cancel(monkeypatch):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.BatchNorm2d(3))
+    _two_processes(monkeypatch, "gloo")
+    # two processes with the same images
+    monkeypatch.setattr("detectron2.layers.batch_norm.differentiable_all_reduce", lambda x: 2 * x)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    synchronise_batchnorm(module)
+    images = (5 + 0.3 * torch.randn(4, 3, 16, 16)).bfloat16()
+    output = module(images)
+    variance = images.float().var(dim=(0, 2, 3))
+    torch.testing.assert_close(module[0].running_var, 0.9 + 0.1 * variance, rtol=1e-3, atol=1e-4)
+    assert output.dtype == torch.bfloat16 and output.float().std() == pytest.approx(1, abs=0.02)
