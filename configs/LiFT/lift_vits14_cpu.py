@@ -12,7 +12,6 @@ model.net.pretrained = False
 model.net.checkpoint = os.path.join(os.environ.get("LIFT_DET_WEIGHTS", "weights"), "vit_small_patch14_fp16.safetensors")
 model.lift.patch_size = 14
 model.autocast = "bfloat16"
-model.mirror = True
 model.feature_cache = "${train.output_dir}/features"
 
 dataloader.train.dataset.root = os.path.join(_photographs, "train")

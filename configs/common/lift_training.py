@@ -19,14 +19,22 @@ _coco = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "coco")
 model = L(LiFTPretraining)(
     net=L(TimmViT)(name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", norm=True),
     lift=L(LiFT)(
-        in_channels=384, patch_size=16, residual=True, norm="BN", network="trunk", pool=3, normalize=True, checkpoint=""
+        in_channels=384,
+        patch_size=16,
+        residual=True,
+        norm="BN",
+        network="trunk",
+        pool=3,
+        normalize=True,
+        keep_length=True,
+        checkpoint="",
     ),
     pixel_mean=None,  # the ViT's own
     pixel_std=None,
     layer=None,
     facet="token",
     objectives=dict(full_from_half=1.0, half_from_quarter=1.0, full_from_quarter=1.0),
-    losses=dict(cosine=1.0, relative_l2=0.25),
+    losses=dict(cosine=1.0),
     feature_cache="",
     autocast="",
     mirror=False,

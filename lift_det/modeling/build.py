@@ -47,10 +47,11 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.LIFT.CHECKPOINT = ""
     cfg.MODEL.LIFT.RESIDUAL = True
     cfg.MODEL.LIFT.NORM = "BN"
-    # what kind of LiFT; those that configs/LiFT/ train have "trunk", 3, True
+    # what kind of LiFT; those that configs/LiFT/ train have "trunk", 3, True, True
     cfg.MODEL.LIFT.NETWORK = "paper"
     cfg.MODEL.LIFT.POOL = 0
     cfg.MODEL.LIFT.NORMALIZE = False
+    cfg.MODEL.LIFT.KEEP_LENGTH = False
     cfg.MODEL.LIFT.STEPS = 1
     cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 is the fast way
     cfg.MODEL.LIFT.FREEZE = False
@@ -144,6 +145,7 @@ def _build_upsampler(cfg: CfgNode, vit: ShapeSpec) -> FeatureUpsampler | None:
             network=cfg.NETWORK,
             pool=cfg.POOL,
             normalize=cfg.NORMALIZE,
+            keep_length=cfg.KEEP_LENGTH,
             checkpoint=cfg.CHECKPOINT,
         )
     raise ValueError(f"MODEL.LIFT.UPSAMPLER is '{cfg.UPSAMPLER}'; it can be 'lift', 'bilinear' or 'none'.")

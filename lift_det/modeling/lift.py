@@ -89,6 +89,7 @@ class LiFT(FeatureUpsampler):
         network: str = "paper",
         pool: int = 0,
         normalize: bool = False,
+        keep_length: bool = False,
         checkpoint: str | os.PathLike = "",
     ) -> None:
         """
@@ -105,6 +106,8 @@ class LiFT(FeatureUpsampler):
             normalize: give the network features of mean 0 and deviation 1 in each channel, and scale what it adds by
                 each channel's deviation: some channels of a ViT are many times as large as others. See
                 :class:`lift_det.modeling.lift_networks.FeatureNorm`.
+            keep_length: give each new feature vector the length that bilinear upsampling makes of the old ones' lengths.
+                A cosine loss leaves lengths free; without this they drift, the more with each step.
             checkpoint: a trained LiFT (``.safetensors``, or the authors' ``.pth``) for these settings.
 
         Raises:
@@ -128,6 +131,7 @@ class LiFT(FeatureUpsampler):
         self.network = network
         self.pool_size = pool
         self.normalize = FeatureNorm(in_channels) if normalize else None
+        self.keep_length = keep_length
         # goes into state dicts beside the tensors, which look alike in both kinds; the authors' files have 1
         self._version = 2 if residual else 1
         self.metadata: dict[str, str] = {}
@@ -186,9 +190,12 @@ class LiFT(FeatureUpsampler):
         lifted = self.outc(hidden)
         if self.normalize is not None:
             lifted = lifted * self.normalize.deviation()
-        if not self.residual:
-            return lifted
-        return lifted + (bilinear_2x(source) if self.pool is None else self.pool(source, hidden))
+        if self.residual:
+            lifted = lifted + (bilinear_2x(source) if self.pool is None else self.pool(source, hidden))
+        if self.keep_length:
+            lengths = bilinear_2x(source.norm(dim=1, keepdim=True))
+            lifted = lifted * (lengths / lifted.norm(dim=1, keepdim=True).clamp(min=1e-6))
+        return lifted
 
     def _check(self, images: Tensor, features: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or features.dim() != 4:
@@ -215,6 +222,7 @@ class LiFT(FeatureUpsampler):
             "network": self.network,
             "pool": str(self.pool_size),
             "normalize": str(self.normalize is not None).lower(),
+            "keep_length": str(self.keep_length).lower(),
         }
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
@@ -295,7 +303,16 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
     pool = math.isqrt(state_dict["pool.prior"].shape[1]) if "pool.prior" in state_dict else 0
     width, norm = state_dict["outc.weight"].shape[0], metadata.get("norm", "BN")
     normalize = "normalize.mean" in state_dict
-    lift = LiFT(width, patch_size, residual, norm=norm, network=network, pool=pool, normalize=normalize)
+    lift = LiFT(
+        width,
+        patch_size,
+        residual,
+        norm=norm,
+        network=network,
+        pool=pool,
+        normalize=normalize,
+        keep_length=metadata.get("keep_length") == "true",
+    )
     lift._load(state_dict, metadata, str(path))
     return lift.eval()
 

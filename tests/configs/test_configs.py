@@ -115,7 +115,13 @@ def test_a_lift_of_these_configs_fits_a_detector(tmp_path):
     save_lift(lift, tmp_path / "lift.safetensors")
     cfg = model_zoo.get_config("COCO/mask_rcnn_lift_dino_vits16_frozen.py")
     cfg.model.backbone.net.update(pretrained=False, depth=1)
-    options = ["network=trunk", "pool=3", "normalize=True", f"checkpoint={tmp_path}/lift.safetensors"]
+    options = [
+        "network=trunk",
+        "pool=3",
+        "normalize=True",
+        "keep_length=True",
+        f"checkpoint={tmp_path}/lift.safetensors",
+    ]
     cfg = LazyConfig.apply_overrides(cfg, [f"model.backbone.lift.{option}" for option in options])
     loaded = instantiate(cfg.model.backbone).lift
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in lift.state_dict().items())

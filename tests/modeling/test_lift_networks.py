@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lift_det import LiFT, load_lift
 from lift_det.checkpoint import CheckpointError
@@ -73,6 +74,20 @@ def test_doubles_any_rectangle_and_learns_in_all_its_parts(patch_size, options):
     assert all(parameter.grad.abs().sum() > 0 for parameter in lift.parameters())
 
 
+def test_lengths_are_kept_and_directions_are_not_touched():
+    options = dict(network="trunk", pool=3)
+    free, kept = (_randomised(LiFT(16, 16, keep_length=keep, **options)) for keep in (False, True))
+    images, features = torch.randn(2, 3, 64, 64), torch.randn(2, 16, 4, 4) * 7
+    with torch.no_grad():
+        a, b = free(images, features), kept(images, features)
+        torch.testing.assert_close(F.normalize(a, dim=1), F.normalize(b, dim=1))
+        torch.testing.assert_close(b.norm(dim=1, keepdim=True), bilinear_2x(features.norm(dim=1, keepdim=True)))
+        # twice, and the lengths are still the features' own
+        twice = kept.upsample(images, features, 2).norm(dim=1)
+    lengths = features.norm(dim=1)
+    assert lengths.min() - 1e-3 <= twice.min() and twice.max() <= lengths.max() + 1e-3
+
+
 def test_trunk_begins_as_bilinear():
     lift = LiFT(16, 16, network="trunk").eval()
     features = torch.randn(1, 16, 4, 4)
@@ -90,7 +105,7 @@ def test_trunk_sees_the_image():
 
 def test_budget_at_384_channels():
     """At most 2M parameters, and 20% of a ViT-S's multiplications at the same input (14 pixels a patch, 224 pixels)."""
-    lift = LiFT(384, 14, network="trunk", pool=3, normalize=True).eval()
+    lift = LiFT(384, 14, network="trunk", pool=3, normalize=True, keep_length=True).eval()
     assert sum(p.numel() for p in lift.parameters()) < 2e6
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -152,7 +167,8 @@ def test_settings_that_make_no_sense(options, message):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(network="trunk", pool=3, normalize=True), dict(network="trunk"), dict(pool=5), {}]
+    "options",
+    [dict(network="trunk", pool=3, normalize=True, keep_length=True), dict(network="trunk"), dict(pool=5), {}],
 )
 def test_files_say_what_they_hold(options, tmp_path):
     lift = _randomised(LiFT(16, 14, **options))
@@ -164,9 +180,10 @@ def test_files_say_what_they_hold(options, tmp_path):
     assert torch.equal(loaded(images, features), lift(images, features))
     LiFT(16, 14, **options, checkpoint=path)
     other = dict(pool=3) if options != dict(pool=3) else {}
-    with pytest.raises(CheckpointError, match="pool|network|normalize"):
+    with pytest.raises(CheckpointError, match="pool|network|normalize|keep_length"):
         LiFT(16, 14, **other, checkpoint=path)
-    # a training's checkpoint has no metadata
-    torch.save({"model": {f"backbone.lift.{k}": v for k, v in lift.state_dict().items()}}, tmp_path / "model.pth")
-    again = load_lift(tmp_path / "model.pth", patch_size=14, residual=True)
+    # a training's checkpoint says it beside its tensors
+    training = nn.ModuleDict({"backbone": nn.ModuleDict({"lift": lift})})
+    torch.save({"model": training.state_dict()}, tmp_path / "model.pth")
+    again = load_lift(tmp_path / "model.pth")
     assert torch.equal(again(images, features), lift(images, features))
