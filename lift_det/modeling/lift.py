@@ -106,7 +106,7 @@ class LiFT(FeatureUpsampler):
             normalize: give the network features of mean 0 and deviation 1 in each channel, and scale what it adds by
                 each channel's deviation: some channels of a ViT are many times as large as others. See
                 :class:`lift_det.modeling.lift_networks.FeatureNorm`.
-            keep_length: give each new feature vector the length that bilinear upsampling makes of the old ones' lengths.
+            keep_length: give each feature vector the length that bilinear upsampling makes of the old ones' lengths.
                 A cosine loss leaves lengths free; without this they drift, the more with each step.
             checkpoint: a trained LiFT (``.safetensors``, or the authors' ``.pth``) for these settings.
 
