@@ -27,7 +27,7 @@ optimizer.betas = (0.9, 0.98)
 train.device = "cpu"
 train.amp.enabled = False  # detectron2's needs CUDA; model.autocast is for any device
 train.ddp.device_ids = None
-train.max_iter = 6300  # 18 ep = 6300 iters * 2 images/iter / 700 images/ep: each of the 2 views 9 times
+train.max_iter = 7000  # 20 ep = 7000 iters * 2 images/iter / 700 images/ep: each of the 2 views 10 times
 train.eval_period = train.max_iter
 train.log_period = 50
 train.output_dir = "./output/lift_vits14_cpu"

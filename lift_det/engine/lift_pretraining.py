@@ -161,13 +161,13 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         for name, weight in self.objectives.items():
             start, end = OBJECTIVES[name]
             if start == 4 and half_from_quarter is None:
-                half_from_quarter = self.lift(scaled[4], features[4])
+                half_from_quarter = self.lift.double(scaled[4], features[4])
             if name == "half_from_quarter":
                 lifted = half_from_quarter
             elif name == "full_from_quarter":
-                lifted = self.lift(resize_images(scaled[4], tuple(scaled[2].shape[-2:])), half_from_quarter)
+                lifted = self.lift.double(resize_images(scaled[4], tuple(scaled[2].shape[-2:])), half_from_quarter)
             else:
-                lifted = self.lift(scaled[start], features[start])
+                lifted = self.lift.double(scaled[start], features[start])
             for kind, share in self.losses.items():
                 key = f"loss_{name}" if len(self.losses) == 1 else f"loss_{name}_{kind}"
                 # in full precision: half a precision's error is as large as what is left to learn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import safetensors.torch
 import torch
@@ -46,12 +46,22 @@ class FeatureUpsampler(nn.Module):
         Returns:
             (N, C, h · 2**steps, w · 2**steps)
         """
+        return self._recur(self, images, features, steps, original)
+
+    @staticmethod
+    def _recur(
+        double: Callable[[Tensor, Tensor], Tensor],
+        images: Tensor,
+        features: Tensor,
+        steps: int,
+        original: Tensor | None,
+    ) -> Tensor:
         source = images if original is None else original
         height, width = images.shape[-2:]
         for step in range(steps):
             if step:
                 images = resize_images(source, (height * 2**step, width * 2**step))
-            features = self(images, features)
+            features = double(images, features)
         return features
 
 
@@ -107,7 +117,8 @@ class LiFT(FeatureUpsampler):
                 each channel's deviation: some channels of a ViT are many times as large as others. See
                 :class:`lift_det.modeling.lift_networks.FeatureNorm`.
             keep_length: give each feature vector the length that bilinear upsampling makes of the old ones' lengths.
-                A cosine loss leaves lengths free; without this they drift, the more with each step.
+                A cosine loss leaves lengths free; without this they drift, the more with each step. Directions are
+                the same with and without it, also under recursion.
             checkpoint: a trained LiFT (``.safetensors``, or the authors' ``.pth``) for these settings.
 
         Raises:
@@ -175,6 +186,16 @@ class LiFT(FeatureUpsampler):
         Raises:
             ValueError: shapes that do not belong together.
         """
+        lifted = self.double(images, features)
+        return _with_lengths_of(features, lifted) if self.keep_length else lifted
+
+    def upsample(self, images: Tensor, features: Tensor, steps: int, original: Tensor | None = None) -> Tensor:
+        """See :meth:`FeatureUpsampler.upsample`; ``keep_length`` counts at the end, not between steps."""
+        lifted = self._recur(self.double, images, features, steps, original)
+        return _with_lengths_of(features, lifted) if self.keep_length and steps else lifted
+
+    def double(self, images: Tensor, features: Tensor) -> Tensor:
+        """As :meth:`forward`, with the lengths as the network gives them: what the next step was trained on."""
         self._check(images, features)
         h, w = features.shape[-2:]
         images = resize_images(images, (h * self._patch_pixels, w * self._patch_pixels))
@@ -192,9 +213,6 @@ class LiFT(FeatureUpsampler):
             lifted = lifted * self.normalize.deviation()
         if self.residual:
             lifted = lifted + (bilinear_2x(source) if self.pool is None else self.pool(source, hidden))
-        if self.keep_length:
-            lengths = bilinear_2x(source.norm(dim=1, keepdim=True))
-            lifted = lifted * (lengths / lifted.norm(dim=1, keepdim=True).clamp(min=1e-6))
         return lifted
 
     def _check(self, images: Tensor, features: Tensor) -> None:
@@ -259,6 +277,13 @@ class LiFT(FeatureUpsampler):
             hint=f"This LiFT is for {settings}: it fits one ViT's width. Name the LiFT that belongs to your ViT.",
         )
         self.metadata = dict(metadata)
+
+
+def _with_lengths_of(features: Tensor, lifted: Tensor) -> Tensor:
+    """(N, C, h, w), (N, C, h · k, w · k) → the latter's directions, with the former's lengths interpolated."""
+    lengths = features.norm(dim=1, keepdim=True)
+    lengths = F.interpolate(lengths, size=lifted.shape[-2:], mode="bilinear", align_corners=False)
+    return lifted * (lengths / lifted.norm(dim=1, keepdim=True).clamp(min=1e-6))
 
 
 def _say_facts(lift: LiFT, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: dict) -> None:
