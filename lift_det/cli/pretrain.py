@@ -154,10 +154,10 @@ def _architecture(path: str, named: str | None) -> tuple[str, dict[str, object]]
     from lift_det.checkpoint import CheckpointError, convert_vit, read_state_dict
 
     state, report = convert_vit(read_state_dict(path)[0])
-    # MoCo v3's ViTs have names of other weights in timm: those weights' image statistics are not to be taken
-    imagenet = {"model.pixel_mean": [123.675, 116.28, 103.53], "model.pixel_std": [58.395, 57.12, 57.375]}
-    extra = dict(imagenet) if report.format == "mocov3" else {}
+    extra: dict[str, object] = {}
     if report.format == "mocov3":
+        # its ViTs have names of other weights in timm: those weights' image statistics are not to be taken
+        extra["model.pixel_mean"], extra["model.pixel_std"] = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
         extra["model.net.num_heads"] = 12
     if named:
         return named, extra

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import safetensors.torch
 import torch
@@ -46,23 +46,17 @@ class FeatureUpsampler(nn.Module):
         Returns:
             (N, C, h · 2**steps, w · 2**steps)
         """
-        return self._recur(self, images, features, steps, original)
-
-    @staticmethod
-    def _recur(
-        double: Callable[[Tensor, Tensor], Tensor],
-        images: Tensor,
-        features: Tensor,
-        steps: int,
-        original: Tensor | None,
-    ) -> Tensor:
         source = images if original is None else original
         height, width = images.shape[-2:]
         for step in range(steps):
             if step:
                 images = resize_images(source, (height * 2**step, width * 2**step))
-            features = double(images, features)
+            features = self.double(images, features)
         return features
+
+    def double(self, images: Tensor, features: Tensor) -> Tensor:
+        """One step of :meth:`upsample`; :meth:`forward`, but for what is to happen at the end alone."""
+        return self(images, features)
 
 
 class BilinearUpsample(FeatureUpsampler):
@@ -191,7 +185,7 @@ class LiFT(FeatureUpsampler):
 
     def upsample(self, images: Tensor, features: Tensor, steps: int, original: Tensor | None = None) -> Tensor:
         """See :meth:`FeatureUpsampler.upsample`; ``keep_length`` counts at the end, not between steps."""
-        lifted = self._recur(self.double, images, features, steps, original)
+        lifted = super().upsample(images, features, steps, original)
         return _with_lengths_of(features, lifted) if self.keep_length and steps else lifted
 
     def double(self, images: Tensor, features: Tensor) -> Tensor:

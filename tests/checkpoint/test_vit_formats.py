@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,12 +31,7 @@ GIANT_REGISTERS = ("vit_giant_patch14_reg4_dinov2", {**SMALL_14, "mlp_ratio": 5.
 LEARNED, FIXED_MAE, FIXED_MOCO = "learned", "mae", "mocov3"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
