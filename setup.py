@@ -26,6 +26,8 @@ INSTALL_REQUIRES = [
     "safetensors>=0.4",
     "shapely>=2",  # fvcore crops polygons with it: the large-scale jitter
     "pycocotools>=2.0.7",
+    # The COCO and LVIS evaluation; before 1.2.1 LVIS's limit on detections was another (docs/evaluation.md).
+    "hotcoco>=1.2.1,<2",
     # Headless, because the other one needs libGL, which servers and containers lack; without it not even
     # `import detectron2` works. Nothing here opens a window. Both install the same `cv2`: keep only one of them.
     "opencv-python-headless>=4.8",

@@ -4,6 +4,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from lift_det.data import DatasetMapper, get_dataset_dicts
+from lift_det.evaluation import COCOEvaluator
 
 image_size = 1024
 
@@ -11,6 +12,7 @@ dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 for _split in (dataloader.train, dataloader.test):
     _split.dataset._target_ = get_dataset_dicts  # detectron2's, with errors that say what to do
     _split.mapper._target_ = DatasetMapper
+dataloader.evaluator._target_ = COCOEvaluator  # detectron2's, with a quick library behind it
 
 dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=True),
