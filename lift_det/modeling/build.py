@@ -59,6 +59,7 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.LIFT.ALLOW_LIFT = []
     # Parts of the model that a checkpoint may fill in part; see lift_det.modeling.GeneralizedRCNN
     cfg.MODEL.LIFT.ALLOW_PARTIAL = []
+    cfg.MODEL.LIFT.MASK_FORMAT = "bitmask"  # or "rle"; see lift_det.modeling.GeneralizedRCNN
 
     cfg.MODEL.SIMPLE_FPN = CfgNode()
     cfg.MODEL.SIMPLE_FPN.OUT_CHANNELS = 256

@@ -193,6 +193,8 @@ class LiFT(FeatureUpsampler):
         self._check(images, features)
         h, w = features.shape[-2:]
         images = resize_images(images, (h * self._patch_pixels, w * self._patch_pixels))
+        # as a ViT's map lies in memory, and as convolutions are quickest with it
+        images = images.contiguous(memory_format=torch.channels_last)
         source = features
         if self.normalize is not None:
             features = self.normalize(features)

@@ -12,6 +12,7 @@ from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
 
 from .agreement import check_lift_on_net, check_lift_shape
+from .channel_norm import use_channel_layer_norm
 from .lift import FeatureUpsampler, resize_images
 
 
@@ -31,7 +32,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
     16 pixels would change the features.
 
     Names in the state dict are ViTDet's (``net.*``, ``simfp_2.*`` …), and ``lift.*``. With ``lift=None``, upstream's
-    scale factors and ``input_scale=1`` the outputs are upstream's, bit for bit.
+    scale factors and ``input_scale=1`` the outputs are upstream's, but for rounding.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         self.stages = []
         for scale, stride in zip(self.scale_factors, strides, strict=True):
             stage = _build_stage(shape.channels, out_channels, scale, norm)
+            use_channel_layer_norm(stage)
             self.add_module(f"simfp_{int(math.log2(stride))}", stage)
             self.stages.append(stage)
         self.net = net

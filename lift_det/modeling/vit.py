@@ -1,4 +1,4 @@
-"""detectron2's ViT under its own names, with activation checkpointing that needs torch alone."""
+"""detectron2's ViT under its own names, with fast attention and activation checkpointing that needs torch alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lift_det.checkpoint import (
 )
 
 from .plain_vit import PlainViT, project
+from .vit_block import Block
 
 _REL_POS = re.compile(r".*\.rel_pos_[hw]$")
 
@@ -26,6 +27,7 @@ _REL_POS = re.compile(r".*\.rel_pos_[hw]$")
 class ViT(PlainViT, _ViT):
     """The ViT of ViTDet (Li et al., arXiv 2203.16527): detectron2's, with its arguments, state dict and outputs.
 
+    Attention goes through :func:`lift_det.layers.rel_pos_attention`, in windows too.
     Upstream's ``use_act_checkpoint`` needs fairscale and renames the blocks' parameters; here it is torch's own
     checkpointing, and the names stay.
     """
@@ -45,6 +47,8 @@ class ViT(PlainViT, _ViT):
                 (LayerScale, registers, …): lift_det.TimmViT takes those.
         """
         super().__init__(*args, use_act_checkpoint=False, **kwargs)
+        for block in self.blocks:
+            Block.adopt(block)
         self.use_act_checkpoint = use_act_checkpoint
         self.patch_size: int = self.patch_embed.proj.kernel_size[0]
         self.embed_dim: int = self.patch_embed.proj.out_channels

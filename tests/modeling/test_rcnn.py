@@ -10,6 +10,7 @@ from detectron2.config import instantiate
 from detectron2.modeling import SimpleFeaturePyramid
 from detectron2.modeling import ViT as UpstreamViT
 from detectron2.modeling.meta_arch import GeneralizedRCNN as UpstreamRCNN
+from torch.testing import assert_close
 
 from lift_det import LiFT, model_zoo
 from lift_det.checkpoint import CheckpointError
@@ -58,6 +59,7 @@ def _save(tmp_path, state, name="model.pth"):
 
 
 def test_baseline_is_vitdet(vitdet_file):
+    torch.manual_seed(0)
     state = torch.load(vitdet_file)["model"]
     model = instantiate(_config("COCO/mask_rcnn_vitdet_b_100ep.py"))
     assert set(model.state_dict()) == set(state)
@@ -67,15 +69,18 @@ def test_baseline_is_vitdet(vitdet_file):
     batch = [{"image": torch.randint(0, 256, (3, 60, 100)).float(), "height": 60, "width": 100}]
     for m in (upstream, model):
         m.eval()
+        # scores far from each other: their order is not to hang on the last bit of a sum
+        m.roi_heads.box_predictor.cls_score.weight.data.mul_(50)
         # the classes' scores of untrained heads are about 1/81, so nothing would come out
         m.roi_heads.box_predictor.test_score_thresh = 0.0
         m.backbone._square_pad = 128
     with torch.no_grad():
         expected, got = upstream(batch)[0]["instances"], model(batch)[0]["instances"]
     assert len(expected) > 0
-    for field in ("scores", "pred_classes", "pred_masks"):
+    for field in ("pred_classes", "pred_masks"):
         assert torch.equal(expected.get(field), got.get(field))
-    assert torch.equal(expected.pred_boxes.tensor, got.pred_boxes.tensor)
+    assert_close(got.scores, expected.scores, atol=1e-5, rtol=0)
+    assert_close(got.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=0)
 
 
 def test_vitdet_loads_into_fast_key_for_key(vitdet_file, caplog):

@@ -1,0 +1,6 @@
+"""Ops: tensors in, tensors out. Each is one public call over a readable reference and fast backends."""
+
+from .mask_paste import mask_to_rle, paste_masks
+from .rel_pos_attention import rel_pos_attention
+
+__all__ = ["mask_to_rle", "paste_masks", "rel_pos_attention"]

@@ -1,0 +1,66 @@
+"""The two terms of the bias, from the queries and the tables of relative positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relative_vectors(rel_pos: Tensor, q_length: int, k_length: int) -> Tensor:
+    """The vector for each pair of positions along one axis, from a table by distance.
+
+    The shorter side is stretched to the longer, as in MViTv2 (Li et al., arXiv 2112.01526, section 4.1).
+
+    Args:
+        rel_pos: (L, d); interpolated linearly if it is not ``2 · max(q_length, k_length) - 1`` long.
+        q_length: positions of queries.
+        k_length: positions of keys.
+
+    Returns:
+        (q_length, k_length, d)
+    """
+    distances = 2 * max(q_length, k_length) - 1
+    if rel_pos.shape[0] != distances:
+        table = rel_pos.t().unsqueeze(0).float()  # (1, d, L)
+        rel_pos = F.interpolate(table, size=distances, mode="linear").squeeze(0).t().to(rel_pos.dtype)
+    q_step, k_step = max(k_length / q_length, 1.0), max(q_length / k_length, 1.0)
+    q_places = torch.arange(q_length, device=rel_pos.device)[:, None] * q_step
+    k_places = torch.arange(k_length, device=rel_pos.device)[None, :] * k_step
+    return rel_pos[(q_places - k_places + (k_length - 1) * k_step).long()]
+
+
+def bias_terms(q: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """What a query's score with any key of one grid row, and of one grid column, is raised by.
+
+    Args:
+        q: (B, heads, q_h · q_w, d), not scaled.
+        rows: (q_h, k_h, d), of :func:`relative_vectors`.
+        columns: (q_w, k_w, d).
+
+    Returns:
+        (B, heads, q_h · q_w, k_h) and (B, heads, q_h · q_w, k_w), in q's dtype.
+    """
+    grid = q.unflatten(2, (rows.shape[0], columns.shape[0]))  # (B, heads, q_h, q_w, d)
+    rel_h = torch.einsum("bnhwd,hkd->bnhwk", grid, rows)
+    rel_w = torch.einsum("bnhwd,wkd->bnhwk", grid, columns)
+    return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
+
+
+def bias_terms_backward(
+    grad_rel_h: Tensor, grad_rel_w: Tensor, q: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, rows and columns, for operators that do not leave :func:`bias_terms` to autograd."""
+    size = rows.shape[0], columns.shape[0]
+    grid, grad_rel_h, grad_rel_w = (x.unflatten(2, size) for x in (q, grad_rel_h, grad_rel_w))
+    grad_grid = torch.einsum("bnhwk,hkd->bnhwd", grad_rel_h, rows) + torch.einsum(
+        "bnhwk,wkd->bnhwd", grad_rel_w, columns
+    )
+    grad_rows = torch.einsum("bnhwk,bnhwd->hkd", grad_rel_h, grid)
+    grad_columns = torch.einsum("bnhwk,bnhwd->wkd", grad_rel_w, grid)
+    return grad_grid.flatten(2, 3), grad_rows, grad_columns
+
+
+def full_bias(rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """(…, Nq, k_h), (…, Nq, k_w) → (…, Nq, k_h · k_w)."""
+    return (rel_h[..., :, None] + rel_w[..., None, :]).flatten(-2)

@@ -1,0 +1,151 @@
+"""Two exact forms over :func:`torch.nn.functional.scaled_dot_product_attention`, and the CPU's way in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .bias import bias_terms, bias_terms_backward, full_bias
+
+# Scores that a block on the CPU may hold: 8 MiB in fp32, which stay in the cache while they are made, exponentiated and
+# multiplied. docs/speed.md has the times for other sizes.
+_BLOCK_SCORES = 2**21
+# Keys up to which a GPU gets the bias as a mask: of 32×32 tokens it takes 2 MiB a head in half precision.
+_MASK_KEYS = 32 * 32
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """As :func:`.reference.attention`, by the form that suits the device and the number of keys."""
+    if q.device.type == "cpu":
+        return blocked_attention(q, k, v, rows, columns, scale)
+    form = masked_attention if k.shape[2] <= _MASK_KEYS else widened_attention
+    return form(q, k, v, rows, columns, scale)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """The bias as a mask: Nq × Nk numbers a head, and no work but adding them."""
+    bias = full_bias(*bias_terms(q, rows, columns))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def widened_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """The bias as part of the product, in memory linear in the tokens.
+
+    Both terms are products with one-hot vectors: [scale · q, rel_h, rel_w] · [k, onehot(row), onehot(column)] is the
+    biased score, so that any fused attention computes it, with d + k_h + k_w wide heads.
+    """
+    k_h, k_w, width = rows.shape[1], columns.shape[1], v.shape[-1]
+    padding = -(width + k_h + k_w) % 8  # fused kernels ask for multiples of 8
+    on_row = torch.eye(k_h, dtype=q.dtype, device=q.device).repeat_interleave(k_w, dim=0)  # (Nk, k_h)
+    on_column = torch.eye(k_w, dtype=q.dtype, device=q.device).repeat(k_h, 1)  # (Nk, k_w)
+    places = torch.cat([on_row, on_column], dim=1).expand(*k.shape[:-1], k_h + k_w)
+    q = F.pad(torch.cat([q * scale, *bias_terms(q, rows, columns)], dim=-1), (0, padding))
+    k = F.pad(torch.cat([k, places], dim=-1), (0, padding))
+    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, k_h + k_w + padding)), scale=1.0)
+    return out[..., :width]
+
+
+# An operator of its own, because a fused attention gives a mask no gradient on the CPU, and because torch.compile and
+# export are to see one node and not the loop over blocks. It keeps nothing for the backward that is larger than q.
+@torch.library.custom_op("lift_det::rel_pos_attention_blocked", mutates_args=(), device_types="cpu")
+def blocked_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """As :func:`.reference.attention`, with the bias as a mask for a block of heads or of query rows at a time."""
+    out = _empty_beside_heads(q)
+    # torch's fused attention multiplies bf16 no faster than fp32, and its plain products do twice as fast
+    multiply = _product_by_product if q.dtype == torch.bfloat16 else F.scaled_dot_product_attention
+    with torch.autocast("cpu", enabled=False):
+        rel_h, rel_w = bias_terms(q, rows, columns)
+        for b, h, r in _blocks(q.shape, k.shape[2]):
+            bias = full_bias(rel_h[b, h, r], rel_w[b, h, r])
+            out[b, h, r] = multiply(q[b, h, r], k[b, h], v[b, h], attn_mask=bias, scale=scale)
+    return out
+
+
+def _product_by_product(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, scale: float) -> Tensor:
+    """Attention in place of its mask."""
+    scores = attn_mask.flatten(0, 1)  # (blocks, rows, Nk)
+    scores.baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)
+    torch.softmax(scores, dim=-1, out=scores)
+    return (scores @ v.flatten(0, 1)).view(q.shape)
+
+
+@blocked_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    return _empty_beside_heads(q)
+
+
+@torch.library.custom_op("lift_det::rel_pos_attention_blocked_backward", mutates_args=(), device_types="cpu")
+def _blocked_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, out: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, rows and columns: the probabilities are made again, a block at a time.
+
+    With P the probabilities and dP = grad · vᵀ, the scores' gradient is P · (dP - Σ grad · out): FlashAttention's
+    (Dao et al., arXiv 2205.14135, appendix B.2).
+    """
+    grad_q, grad_k, grad_v = (_empty_beside_heads(x) for x in (q, k, v))
+    # sums over blocks of queries, which half precision would round at each block
+    sum_k, sum_v = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (grad_k, grad_v))
+    mean = (grad * out).sum(dim=-1, keepdim=True)  # (B, heads, Nq, 1)
+    k_size = rows.shape[1], columns.shape[1]
+    with torch.autocast("cpu", enabled=False):
+        rel_h, rel_w = bias_terms(q, rows, columns)
+        grad_rel_h, grad_rel_w = torch.empty_like(rel_h), torch.empty_like(rel_w)
+        for b, h, r in _blocks(q.shape, k.shape[2]):
+            # (blocks, rows, d), (blocks, Nk, d)
+            queries, keys, values = q[b, h, r].flatten(0, 1), k[b, h].flatten(0, 1), v[b, h].flatten(0, 1)
+            above = grad[b, h, r].flatten(0, 1)
+            scores = full_bias(rel_h[b, h, r], rel_w[b, h, r]).flatten(0, 1)
+            scores.baddbmm_(queries, keys.transpose(1, 2), alpha=scale)
+            probabilities = torch.softmax(scores, dim=-1, out=scores)
+            sum_v[b, h] += (probabilities.transpose(1, 2) @ above).view(v[b, h].shape)
+            grad_scores = above @ values.transpose(1, 2)
+            grad_scores.sub_(mean[b, h, r].flatten(0, 1)).mul_(probabilities)
+            grad_q[b, h, r] = (grad_scores @ keys).mul_(scale).view(q[b, h, r].shape)
+            sum_k[b, h] += (grad_scores.transpose(1, 2) @ queries).view(k[b, h].shape)
+            on_grid = grad_scores.view(*rel_h[b, h, r].shape[:3], *k_size)
+            grad_rel_h[b, h, r] = on_grid.sum(dim=-1)
+            grad_rel_w[b, h, r] = on_grid.sum(dim=-2)
+        grad_q_bias, grad_rows, grad_columns = bias_terms_backward(grad_rel_h, grad_rel_w, q, rows, columns)
+    return grad_q.add_(grad_q_bias), grad_k.copy_(sum_k.mul_(scale)), grad_v.copy_(sum_v), grad_rows, grad_columns
+
+
+@_blocked_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, out: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    beside = [_empty_beside_heads(x) for x in (q, k, v)]
+    return (*beside, rows.new_empty(rows.shape), columns.new_empty(columns.shape))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_blocked_backward(grad, *ctx.saved_tensors, ctx.scale), None)
+
+
+blocked_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _blocks(q_shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cuts (B, heads, Nq) into pieces of about _BLOCK_SCORES scores: whole images, or heads of one, or rows of one."""
+    batch, heads, queries, _ = q_shape
+    rows = max(1, min(queries, _BLOCK_SCORES // keys))
+    heads_at_once = max(1, min(heads, _BLOCK_SCORES // (rows * keys))) if rows == queries else 1
+    images = max(1, min(batch, _BLOCK_SCORES // (heads * rows * keys))) if heads_at_once == heads else 1
+    for b in range(0, batch, images):
+        for h in range(0, heads, heads_at_once):
+            for r in range(0, queries, rows):
+                yield slice(b, b + images), slice(h, h + heads_at_once), slice(r, r + rows)
+
+
+def _empty_beside_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, d), laid out as (B, N, heads, d): a token's heads lie side by side, as a projection reads them."""
+    batch, heads, tokens, width = x.shape
+    return x.new_empty(batch, tokens, heads, width).transpose(1, 2)

@@ -1,0 +1,103 @@
+"""The blocks of detectron2's ViT, with attention that builds no matrix of all scores."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from detectron2.modeling.backbone.utils import window_partition, window_unpartition
+from detectron2.modeling.backbone.vit import Attention as _Attention
+from detectron2.modeling.backbone.vit import Block as _Block
+from torch import Tensor
+
+from lift_det.layers import rel_pos_attention
+
+# Tokens that the CPU takes through a block at a time, where they do not look at each other: their hidden layer of
+# 4 × 768 channels is then 12 MiB, which fits the caches and stays below the size from which malloc asks for new pages.
+_CPU_TOKENS = 1024
+
+
+class Attention(_Attention):
+    """detectron2's, over :func:`lift_det.layers.rel_pos_attention`, in windows or over the whole map."""
+
+    def forward(self, x: Tensor, window_size: int = 0) -> Tensor:
+        """
+        Args:
+            x: (B, H, W, C).
+            window_size: side of the windows within which tokens attend to each other; the last ones of a row or a
+                column are filled with zeros, as upstream fills them. 0: the whole map is one window.
+
+        Returns:
+            (B, H, W, C)
+        """
+        height, width = x.shape[1:3]
+        # The projections are made of the tokens that there are; upstream makes them of the filling, too, which after
+        # the projection is its bias.
+        padding = window_size > 0 and (height % window_size > 0 or width % window_size > 0)
+        if padding and self.qkv.bias is not None:
+            qkv = F.linear(x, self.qkv.weight)
+        else:
+            qkv = self.qkv(x)
+        if window_size:
+            qkv, padded_size = window_partition(qkv, window_size)  # (B · windows, window, window, 3C)
+            if padding and self.qkv.bias is not None:
+                qkv = qkv.add_(self.qkv.bias)
+        grid = qkv.shape[1], qkv.shape[2]
+        # (B', h · w, 3, heads, d) → three of (B', heads, h · w, d)
+        q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.use_rel_pos:
+            x = rel_pos_attention(q, k, v, self.rel_pos_h, self.rel_pos_w, grid, grid, self.scale)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = x.transpose(1, 2).flatten(2).unflatten(1, grid)  # (B', h, w, C)
+        if window_size:
+            x = window_unpartition(x, window_size, padded_size, (height, width))
+        return self.proj(x)
+
+
+class Block(_Block):
+    """detectron2's; see :meth:`adopt`."""
+
+    @classmethod
+    def adopt(cls, block: _Block) -> None:
+        """Gives a block of upstream's these ways through it, in place.
+
+        Upstream's ViT names its own classes in its constructor. What they hold and how it is initialised stays.
+        """
+        block.__class__ = cls
+        block.attn.__class__ = Attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, H, W, C)."""
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not self.training:
+            x = self._in_pieces(x)
+        else:
+            x = self._attend(x)
+            x = x + self.drop_path(self._lean_mlp(self.norm2(x)))
+        if self.use_residual_block:
+            x = self.residual(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x
+
+    def _lean_mlp(self, x: Tensor) -> Tensor:
+        """The MLP, keeping its hidden layer once for the backward and not behind the activation, too.
+
+        That is a quarter of what a block keeps. The activation is computed again; checkpointing stops before fc2.
+        """
+        return torch.utils.checkpoint.checkpoint(self._behind_fc1, self.mlp.fc1(x), use_reentrant=False)
+
+    def _behind_fc1(self, hidden: Tensor) -> Tensor:
+        mlp = self.mlp
+        return mlp.drop2(mlp.fc2(mlp.norm(mlp.drop1(mlp.act(hidden)))))
+
+    def _in_pieces(self, x: Tensor) -> Tensor:
+        """The same, a few rows of the map at a time as far as they do not need each other."""
+        rows = max(1, _CPU_TOKENS // (x.shape[0] * x.shape[2]))
+        if self.window_size:
+            rows = max(1, rows // self.window_size) * self.window_size  # whole windows
+            strips = [self._attend(strip) for strip in x.split(rows, dim=1)]
+        else:
+            strips = self._attend(x).split(rows, dim=1)
+        return torch.cat([strip + self.mlp(self.norm2(strip)) for strip in strips], dim=1)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.attn(self.norm1(x), self.window_size))
