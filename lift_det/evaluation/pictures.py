@@ -47,6 +47,8 @@ def draw_predictions(
     for dataset_dict in dataset_dicts:
         with inference_context(model), torch.no_grad():
             instances: Instances = model([mapper(dataset_dict)])[0]["instances"].to("cpu")
+        if instances.has("pred_masks_rle"):  # the visualizer takes those, under the other name
+            instances.pred_masks = instances.pred_masks_rle
         image = read_image(dataset_dict["file_name"], "RGB")
         scale = _CELL_HEIGHT / image.shape[0]
         truth = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_dataset_dict(dataset_dict)

@@ -7,14 +7,15 @@ from torch import nn
 
 from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyramid, ViT
 from lift_det.evaluation import draw_features, draw_predictions, draw_upsampled
+from lift_det.modeling.postprocess import _json_rles
 
 
 class Oracle(nn.Module):
     """Predicts one square, sure of it or not."""
 
-    def __init__(self, score):
+    def __init__(self, score, rle=False):
         super().__init__()
-        self.score = score
+        self.score, self.rle = score, rle
 
     def forward(self, batch):
         assert not self.training
@@ -22,19 +23,22 @@ class Oracle(nn.Module):
         mask[:, 8:40, 8:40] = 1
         instances = Instances((64, 64))
         instances.pred_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
-        instances.pred_masks = BitMasks(mask).tensor
+        if self.rle:  # as GeneralizedRCNN(mask_format="rle")
+            instances.pred_masks_rle = _json_rles(torch.ones(1, 28, 28), instances.pred_boxes.tensor, (64, 64), 0.5)
+        else:
+            instances.pred_masks = BitMasks(mask).tensor
         instances.pred_classes = torch.tensor([0])
         instances.scores = torch.tensor([self.score])
         return [{"instances": instances}]
 
 
-def _draw(tmp_path, score):
+def _draw(tmp_path, score, rle=False):
     cv2.imwrite(str(tmp_path / "image.png"), np.full((64, 64, 3), 90, np.uint8))
     polygon = [8, 8, 40, 8, 40, 40, 8, 40]
     annotation = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": [polygon]}
     dicts = [{"file_name": str(tmp_path / "image.png"), "annotations": [annotation]}]
     np.random.seed(0)  # detectron2 draws its colours at random, and one may be the image's grey
-    model = Oracle(score).train()
+    model = Oracle(score, rle).train()
     path = tmp_path / f"{score}.png"
     draw_predictions(model, dicts, Metadata(thing_classes=["square"]), lambda d: d, path)
     assert model.training  # as it was
@@ -53,6 +57,10 @@ def test_predictions_stand_beside_the_ground_truth(tmp_path):
     # the square is a quarter of the image; below the threshold only the ground truth is drawn
     assert drawn_on(sure, 0) > 0.2 and drawn_on(sure, 1) > 0.2
     assert drawn_on(unsure, 0) > 0.2 and drawn_on(unsure, 1) == 0
+
+
+def test_masks_as_rle_look_the_same(tmp_path):
+    assert np.array_equal(_draw(tmp_path, 0.9), _draw(tmp_path, 0.9, rle=True))
 
 
 def test_features_have_a_row_for_each_image(tmp_path):

@@ -6,6 +6,7 @@ from lift_det.modeling import GeneralizedRCNN, LiFTFeaturePyramid, ViT
 model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
 model._target_ = GeneralizedRCNN
 model.allow_partial = []
+model.mask_format = "bitmask"  # "rle": a tenth of the time, where the evaluator or another reader takes RLE
 model.backbone._target_ = LiFTFeaturePyramid
 model.backbone.net._target_ = ViT
 model.backbone.lift = None
