@@ -8,13 +8,14 @@ import torch.utils.checkpoint
 from detectron2.modeling.backbone.utils import window_partition, window_unpartition
 from detectron2.modeling.backbone.vit import Attention as _Attention
 from detectron2.modeling.backbone.vit import Block as _Block
-from torch import Tensor
+from torch import Tensor, nn
 
 from lift_det.layers import rel_pos_attention
 
 # Tokens that the CPU takes through a block at a time, where they do not look at each other: their hidden layer of
 # 4 × 768 channels is then 12 MiB, which fits the caches and stays below the size from which malloc asks for new pages.
 _CPU_TOKENS = 1024
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class Attention(_Attention):
@@ -31,17 +32,10 @@ class Attention(_Attention):
             (B, H, W, C)
         """
         height, width = x.shape[1:3]
-        # The projections are made of the tokens that there are; upstream makes them of the filling, too, which after
-        # the projection is its bias.
-        padding = window_size > 0 and (height % window_size > 0 or width % window_size > 0)
-        if padding and self.qkv.bias is not None:
-            qkv = F.linear(x, self.qkv.weight)
-        else:
-            qkv = self.qkv(x)
+        qkv = self.qkv(x)
         if window_size:
+            qkv = self._fill_windows(qkv, window_size)
             qkv, padded_size = window_partition(qkv, window_size)  # (B · windows, window, window, 3C)
-            if padding and self.qkv.bias is not None:
-                qkv = qkv.add_(self.qkv.bias)
         grid = qkv.shape[1], qkv.shape[2]
         # (B', h · w, 3, heads, d) → three of (B', heads, h · w, d)
         q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -53,6 +47,35 @@ class Attention(_Attention):
         if window_size:
             x = window_unpartition(x, window_size, padded_size, (height, width))
         return self.proj(x)
+
+    def _fill_windows(self, qkv: Tensor, window_size: int) -> Tensor:
+        """(B, H, W, 3C) → the same with whole windows, filled with what the projection makes of zeros: its bias.
+
+        Upstream fills before the projection, which then is made of up to half as many tokens again.
+        """
+        batch, height, width, channels = qkv.shape
+        if height % window_size == 0 and width % window_size == 0:
+            return qkv
+        size = (batch, height + -height % window_size, width + -width % window_size, channels)
+        bias = self.qkv.bias
+        filled = qkv.new_zeros(size) if bias is None else bias.to(qkv.dtype).expand(size).clone()
+        filled[:, :height, :width] = qkv
+        return filled
+
+
+class MapLinear(nn.Linear):
+    """A linear layer that takes a map's pixels through a 1×1 convolution where that is quicker: on a CPU, in fp32.
+
+    Torch gives convolutions to oneDNN and fp32 products to MKL, which on AMD's processors is the slower (docs/speed.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, H, W, C')."""
+        convolve = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+        if not convolve or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        # a map with its channels side by side is a view, and so is what comes out
+        return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
 
 
 class Block(_Block):
@@ -66,6 +89,9 @@ class Block(_Block):
         """
         block.__class__ = cls
         block.attn.__class__ = Attention
+        for module in block.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = MapLinear
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C)."""

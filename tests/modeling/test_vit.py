@@ -92,6 +92,9 @@ def test_compiles_into_one_graph():
     x = torch.randn(1, 3, 64, 80)
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
     expected = ours(x)["map"]
+    with torch.no_grad():
+        assert_close(compiled.eval()(x)["map"], expected, atol=2e-6, rtol=1e-5)
+    ours.train()
     assert_close(compiled(x)["map"], expected, atol=2e-6, rtol=1e-5)
     expected.square().sum().backward()
     wanted = {name: p.grad.clone() for name, p in ours.named_parameters()}
