@@ -66,7 +66,7 @@ class Attention(_Attention):
 class MapLinear(nn.Linear):
     """A linear layer that takes a map's pixels through a 1×1 convolution where that is quicker: on a CPU, in fp32.
 
-    Torch gives convolutions to oneDNN and fp32 products to MKL, which on AMD's processors is the slower (docs/speed.md).
+    Torch gives convolutions to oneDNN and products in fp32 to MKL, the slower of them on AMD (docs/speed.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
