@@ -107,10 +107,13 @@ def test_any_cut_into_blocks_gives_the_same(monkeypatch: pytest.MonkeyPatch, bud
 def test_blocks_cover_every_score_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdpa, "_BLOCK_SCORES", 1000)
     for shape, keys in (((5, 3, 7, 4), 11), ((5, 3, 7, 4), 90), ((2, 3, 50, 4), 90), ((2, 3, 50, 4), 5000)):
+        q, k = torch.zeros(shape), torch.zeros(*shape[:2], keys, 4)
         seen = torch.zeros(shape[:3])
-        for b, h, r in sdpa._blocks(torch.Size(shape), keys):
-            seen[b, h, r] += 1
-            assert seen[b, h, r].numel() * keys <= 1000 or seen[b, h, r].numel() == 1
+        for heads in sdpa._groups_of_heads(q, k):
+            for r in sdpa._pieces(shape[2], sdpa._queries_at_once(q, k)):
+                block = seen[(*heads, r)]
+                block += 1
+                assert block.numel() * keys <= 1000 or block.numel() == 1
         assert torch.equal(seen, torch.ones(shape[:3]))
 
 

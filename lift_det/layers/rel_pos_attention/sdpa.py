@@ -55,21 +55,33 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Te
     """As :func:`.reference.attention`, with the bias as a mask for a block of heads or of query rows at a time."""
     out = _empty_beside_heads(q)
     # torch's fused attention multiplies bf16 no faster than fp32, and its plain products do twice as fast
-    multiply = _product_by_product if q.dtype == torch.bfloat16 else F.scaled_dot_product_attention
+    attend = _product_by_product if q.dtype == torch.bfloat16 else _fused
+    queries_at_once = _queries_at_once(q, k)
     with torch.autocast("cpu", enabled=False):
-        rel_h, rel_w = bias_terms(q, rows, columns)
-        for b, h, r in _blocks(q.shape, k.shape[2]):
-            bias = full_bias(rel_h[b, h, r], rel_w[b, h, r])
-            out[b, h, r] = multiply(q[b, h, r], k[b, h], v[b, h], attn_mask=bias, scale=scale)
+        rel_h, rel_w = _in_sum_dtype(*bias_terms(q, rows, columns))
+        for heads in _groups_of_heads(q, k):
+            keys, values = _packed(k[heads]), _packed(v[heads])
+            for r in _pieces(q.shape[2], queries_at_once):
+                part = *heads, r
+                bias = full_bias(rel_h[part], rel_w[part]).flatten(0, 1).to(q.dtype)
+                out[part] = attend(_packed(q[part]), keys, values, bias, scale).view(q[part].shape)
     return out
 
 
-def _product_by_product(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, scale: float) -> Tensor:
-    """Attention in place of its mask."""
-    scores = attn_mask.flatten(0, 1)  # (blocks, rows, Nk)
-    scores.baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)
-    torch.softmax(scores, dim=-1, out=scores)
-    return (scores @ v.flatten(0, 1)).view(q.shape)
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """(heads, rows, d), (heads, Nk, d), (heads, Nk, d), (heads, rows, Nk) → (heads, rows, d)."""
+    # four dimensions, without which it builds the scores
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None], scale=scale)[0]
+
+
+def _product_by_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """As :func:`_fused`, in place of the bias."""
+    return _probabilities(q, k, bias, scale) @ v
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
+    scores = bias.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+    return torch.softmax(scores, dim=-1, out=scores)
 
 
 @blocked_attention.register_fake
@@ -87,30 +99,34 @@ def _blocked_backward(
     (Dao et al., arXiv 2205.14135, appendix B.2).
     """
     grad_q, grad_k, grad_v = (_empty_beside_heads(x) for x in (q, k, v))
-    # sums over blocks of queries, which half precision would round at each block
-    sum_k, sum_v = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (grad_k, grad_v))
     mean = (grad * out).sum(dim=-1, keepdim=True)  # (B, heads, Nq, 1)
     k_size = rows.shape[1], columns.shape[1]
+    queries_at_once = _queries_at_once(q, k)
     with torch.autocast("cpu", enabled=False):
-        rel_h, rel_w = bias_terms(q, rows, columns)
+        rel_h, rel_w = _in_sum_dtype(*bias_terms(q, rows, columns))
         grad_rel_h, grad_rel_w = torch.empty_like(rel_h), torch.empty_like(rel_w)
-        for b, h, r in _blocks(q.shape, k.shape[2]):
-            # (blocks, rows, d), (blocks, Nk, d)
-            queries, keys, values = q[b, h, r].flatten(0, 1), k[b, h].flatten(0, 1), v[b, h].flatten(0, 1)
-            above = grad[b, h, r].flatten(0, 1)
-            scores = full_bias(rel_h[b, h, r], rel_w[b, h, r]).flatten(0, 1)
-            scores.baddbmm_(queries, keys.transpose(1, 2), alpha=scale)
-            probabilities = torch.softmax(scores, dim=-1, out=scores)
-            sum_v[b, h] += (probabilities.transpose(1, 2) @ above).view(v[b, h].shape)
-            grad_scores = above @ values.transpose(1, 2)
-            grad_scores.sub_(mean[b, h, r].flatten(0, 1)).mul_(probabilities)
-            grad_q[b, h, r] = (grad_scores @ keys).mul_(scale).view(q[b, h, r].shape)
-            sum_k[b, h] += (grad_scores.transpose(1, 2) @ queries).view(k[b, h].shape)
-            on_grid = grad_scores.view(*rel_h[b, h, r].shape[:3], *k_size)
-            grad_rel_h[b, h, r] = on_grid.sum(dim=-1)
-            grad_rel_w[b, h, r] = on_grid.sum(dim=-2)
-        grad_q_bias, grad_rows, grad_columns = bias_terms_backward(grad_rel_h, grad_rel_w, q, rows, columns)
-    return grad_q.add_(grad_q_bias), grad_k.copy_(sum_k.mul_(scale)), grad_v.copy_(sum_v), grad_rows, grad_columns
+        for heads in _groups_of_heads(q, k):
+            keys, values = _packed(k[heads]), _packed(v[heads])  # (heads, Nk, d)
+            sum_k, sum_v = (torch.zeros_like(x) for x in _in_sum_dtype(keys, values))
+            for r in _pieces(q.shape[2], queries_at_once):
+                part = *heads, r
+                queries, above = _packed(q[part]), _packed(grad[part])  # (heads, rows, d)
+                bias = full_bias(rel_h[part], rel_w[part]).flatten(0, 1).to(q.dtype)
+                probabilities = _probabilities(queries, keys, bias, scale)  # (heads, rows, Nk)
+                sum_v += probabilities.transpose(1, 2) @ above
+                grad_scores = above @ values.transpose(1, 2)
+                grad_scores.sub_(_packed(mean[part])).mul_(probabilities)
+                grad_q[part] = (grad_scores @ keys).mul_(scale).view(q[part].shape)
+                sum_k += grad_scores.transpose(1, 2) @ queries
+                on_grid = grad_scores.view(*rel_h[part].shape[:3], *k_size)
+                grad_rel_h[part] = on_grid.sum(dim=-1)
+                grad_rel_w[part] = on_grid.sum(dim=-2)
+            grad_k[heads] = sum_k.mul_(scale).view(k[heads].shape).to(k.dtype)
+            grad_v[heads] = sum_v.view(v[heads].shape).to(v.dtype)
+        grad_q_bias, grad_rows, grad_columns = bias_terms_backward(
+            grad_rel_h.to(q.dtype), grad_rel_w.to(q.dtype), q, rows, columns
+        )
+    return grad_q.add_(grad_q_bias), grad_k, grad_v, grad_rows, grad_columns
 
 
 @_blocked_backward.register_fake
@@ -133,16 +149,32 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 blocked_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _blocks(q_shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cuts (B, heads, Nq) into pieces of about _BLOCK_SCORES scores: whole images, or heads of one, or rows of one."""
-    batch, heads, queries, _ = q_shape
-    rows = max(1, min(queries, _BLOCK_SCORES // keys))
-    heads_at_once = max(1, min(heads, _BLOCK_SCORES // (rows * keys))) if rows == queries else 1
-    images = max(1, min(batch, _BLOCK_SCORES // (heads * rows * keys))) if heads_at_once == heads else 1
-    for b in range(0, batch, images):
-        for h in range(0, heads, heads_at_once):
-            for r in range(0, queries, rows):
-                yield slice(b, b + images), slice(h, h + heads_at_once), slice(r, r + rows)
+def _in_sum_dtype(*tensors: Tensor) -> list[Tensor]:
+    """In fp32 at least: half precision rounds a sum at each block, and adds up short rows in four times the time."""
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+
+
+def _queries_at_once(q: Tensor, k: Tensor) -> int:
+    """How many queries of one head go into a block of _BLOCK_SCORES scores."""
+    return max(1, min(q.shape[2], _BLOCK_SCORES // k.shape[2]))
+
+
+def _groups_of_heads(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cuts (B, heads) into groups whose scores fit a block: all heads of some images, some of one, or a single head."""
+    batch, heads, queries, _ = q.shape
+    at_once = max(1, _BLOCK_SCORES // (queries * k.shape[2]))
+    for b in _pieces(batch, max(1, at_once // heads)):
+        for h in _pieces(heads, min(at_once, heads)):
+            yield b, h
+
+
+def _pieces(length: int, at_once: int) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, length, at_once))
+
+
+def _packed(x: Tensor) -> Tensor:
+    """(B, heads, N, d) → (B · heads, N, d), each head's numbers side by side, as products like them."""
+    return x.flatten(0, 1).contiguous()
 
 
 def _empty_beside_heads(x: Tensor) -> Tensor:
