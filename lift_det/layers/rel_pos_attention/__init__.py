@@ -71,7 +71,7 @@ def rel_pos_attention(
 
 def _choose(q: Tensor) -> str:
     """The rule of "auto"; docs/speed.md has the measurements behind it."""
-    kernel_fits = q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] <= 128
+    kernel_fits = q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] in range(8, 129, 8)
     return "triton" if q.device.type == "cuda" and kernel_fits and _has_triton() else "sdpa"
 
 
