@@ -26,6 +26,7 @@ TINY = [
     "model.backbone.net.embed_dim=32",
     "model.backbone.net.depth=1",
     "model.backbone.net.num_heads=2",
+    "model.backbone.net.use_rel_pos=True",  # attention is ours then
     "model.backbone.lift.in_channels=32",
     "dataloader.train.total_batch_size=2",
     "train.log_period=1",
@@ -96,6 +97,22 @@ def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
         evaluated["bbox/AP50"], abs=1e-3
     )
     assert "backbone.net.*: all" in output and "not in the checkpoint" not in output
+
+
+def test_trains_and_evaluates_without_triton(synthetic, tmp_path):
+    """With relative positions and windows, so that attention is ours, and with masks encoded by us."""
+    blocked = (
+        "import runpy, sys; sys.modules['triton'] = None; tool = sys.argv.pop(1); "
+        "runpy.run_path(tool, run_name='__main__'); assert sys.modules['triton'] is None"
+    )
+    options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
+    options += ["model.mask_format=rle"]
+    options += ["model.backbone.net.depth=2", "model.backbone.net.window_size=5"]
+    options += ["model.backbone.net.window_block_indexes=[0]"]
+    _run(["-c", blocked, OURS, "--config-file", CONFIG, *options], synthetic)
+    trained, evaluated = _metrics(tmp_path)
+    assert {"bbox/AP50", "segm/AP50"} <= set(evaluated)
+    assert [line["iteration"] for line in trained] == [0, 1] and 0 < trained[-1]["total_loss"] < 20
 
 
 def test_lift_trains_with_either_tool(synthetic, tmp_path):
