@@ -147,6 +147,8 @@ def _warm_up(job: Job, device: str) -> int:
     # On a GPU the first call compiles kernels and chooses among them, so its time says nothing.
     if device.startswith("cuda") or seconds < _SECONDS_WITHOUT_SECOND_WARM_UP:
         seconds = seconds_of_a_call(job, device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()  # choosing among kernels takes memory of its own
     return max(1, round(_SECONDS_OF_A_REPETITION / seconds))
 
 

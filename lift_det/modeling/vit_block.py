@@ -56,7 +56,9 @@ class Attention(_Attention):
         batch, height, width, channels = qkv.shape
         if height % window_size == 0 and width % window_size == 0:
             return qkv
-        size = (batch, height + -height % window_size, width + -width % window_size, channels)
+        # not -height % window_size, which inductor cannot reason about where sizes are symbols
+        missing = (window_size - height % window_size) % window_size, (window_size - width % window_size) % window_size
+        size = (batch, height + missing[0], width + missing[1], channels)
         bias = self.qkv.bias
         filled = qkv.new_zeros(size) if bias is None else bias.to(qkv.dtype).expand(size).clone()
         filled[:, :height, :width] = qkv
@@ -70,8 +72,8 @@ class MapLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C')."""
-        convolve = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+        """(B, H, W, C) → (B, H, W, C'); other shapes go through the product."""
+        convolve = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
         if not convolve or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         # a map with its channels side by side is a view, and so is what comes out
@@ -109,7 +111,10 @@ class Block(_Block):
 
         That is a quarter of what a block keeps. The activation is computed again; checkpointing stops before fc2.
         """
-        return torch.utils.checkpoint.checkpoint(self._behind_fc1, self.mlp.fc1(x), use_reentrant=False)
+        hidden = self.mlp.fc1(x)
+        if not torch.is_grad_enabled():
+            return self._behind_fc1(hidden)
+        return torch.utils.checkpoint.checkpoint(self._behind_fc1, hidden, use_reentrant=False)
 
     def _behind_fc1(self, hidden: Tensor) -> Tensor:
         mlp = self.mlp

@@ -104,6 +104,16 @@ def test_compiles_into_one_graph():
         assert_close(p.grad, wanted[name], atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_takes_what_a_linear_layer_takes():
+    _, ours = _pair()
+    tokens = torch.randn(2, 5, 32)
+    expected = ours.blocks[0].mlp(tokens)
+    with torch.no_grad():
+        assert_close(ours.eval().blocks[0].mlp(tokens), expected)
+    with torch.device("meta"):
+        assert ViT(**ARGUMENTS)(torch.zeros(1, 3, 64, 64))["map"].shape == (1, 32, 4, 4)
+
+
 def test_keeps_no_scores_for_the_backward():
     upstream, ours = _pair(window_size=0)
     kept = []

@@ -55,7 +55,7 @@ def rel_pos_attention(
     """
     _check(q, k, v, rel_pos_h, rel_pos_w, q_size, k_size)
     device = q.device.type
-    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     name = _choose(q) if implementation == "auto" else implementation

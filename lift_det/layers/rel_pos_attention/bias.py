@@ -22,7 +22,8 @@ def relative_vectors(rel_pos: Tensor, q_length: int, k_length: int) -> Tensor:
     """
     distances = 2 * max(q_length, k_length) - 1
     if rel_pos.shape[0] != distances:
-        table = rel_pos.t().unsqueeze(0).float()  # (1, d, L)
+        # (1, d, L), in fp32 at least
+        table = rel_pos.t().unsqueeze(0).to(torch.promote_types(rel_pos.dtype, torch.float32))
         rel_pos = F.interpolate(table, size=distances, mode="linear").squeeze(0).t().to(rel_pos.dtype)
     q_step, k_step = max(k_length / q_length, 1.0), max(q_length / k_length, 1.0)
     q_places = torch.arange(q_length, device=rel_pos.device)[:, None] * q_step

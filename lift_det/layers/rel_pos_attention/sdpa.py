@@ -38,7 +38,7 @@ def widened_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Te
     biased score, so that any fused attention computes it, with d + k_h + k_w wide heads.
     """
     k_h, k_w, width = rows.shape[1], columns.shape[1], v.shape[-1]
-    padding = -(width + k_h + k_w) % 8  # fused kernels ask for multiples of 8
+    padding = (8 - (width + k_h + k_w) % 8) % 8  # fused kernels ask for multiples of 8
     on_row = torch.eye(k_h, dtype=q.dtype, device=q.device).repeat_interleave(k_w, dim=0)  # (Nk, k_h)
     on_column = torch.eye(k_w, dtype=q.dtype, device=q.device).repeat(k_h, 1)  # (Nk, k_w)
     places = torch.cat([on_row, on_column], dim=1).expand(*k.shape[:-1], k_h + k_w)

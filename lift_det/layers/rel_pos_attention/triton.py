@@ -371,7 +371,6 @@ def _backward_keys_kernel(
         bias_h -= tl.load(lse + m, mask=m < n_q, other=float("inf"))[None, :]
         bias_w = _load_rel_w(rel_w + m_clamped[None, :] * rel_w_stride_n, columns[:, None], k_w, EVEN_W)
         bias_w = tl.reshape(tl.broadcast_to(bias_w[None, :, :], (ROWS, W, BLOCK_M)), (BLOCK_N, BLOCK_M))
-        column_delta = tl.load(delta + m_clamped)
         q0, q1 = _load_rows(q, m_clamped, q_stride_n, HEAD_DIM, D0, D1)
         scores = _dot_transposed(k0, k1, q0, q1, D1, PRECISION) * (scale * _LOG2E) + bias_w + bias_h
         p = tl.exp2(scores)
