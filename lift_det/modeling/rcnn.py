@@ -26,7 +26,7 @@ class GeneralizedRCNN(CheckedLoading, _GeneralizedRCNN):
                 number of classes, or ``["backbone.simfp_"]`` to start a dense pyramid from a ViTDet's.
             mask_format: of the masks that inference gives: "bitmask", ``pred_masks`` as upstream's; or "rle", in its
                 place ``pred_masks_rle``, for each mask the RLE that detectron2's evaluator makes of it, {"size":
-                [height, width], "counts": str}. Those take a tenth of the time (of masks in fp32) and next to no memory,
+                [height, width], "counts": str}. Those take a tenth of the time (for masks in fp32), next to no memory,
                 and :class:`lift_det.evaluation.COCOEvaluator` reads either; detectron2's own and its visualizer want
                 bitmasks.
             kwargs: as upstream's.
