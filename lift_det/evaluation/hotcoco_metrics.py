@@ -149,10 +149,15 @@ class HotcocoGroundTruth:
                 "annotations are of different data sets (or of different versions; allow_cached_coco=False converts "
                 "anew)."
             )
-        if field not in result:
-            raise ValueError(
-                f"A detection in image {result['image_id']!r} has no {field!r}, which the task {iou_type!r} needs. "
-                "Has the model a head for it? Otherwise leave the task out of `tasks`."
-            )
+        check_has(result, iou_type)
         kept = {key: result[key] for key in ("category_id", "score", field)}
         return {"image_id": self._image_numbers[result["image_id"]], **kept}
+
+
+def check_has(result: dict[str, Any], task: str) -> None:
+    """Raises a ValueError if a COCO result lacks what a task of RESULT_FIELDS evaluates."""
+    if RESULT_FIELDS[task] not in result:
+        raise ValueError(
+            f"A detection in image {result['image_id']!r} has no {RESULT_FIELDS[task]!r}, which the task {task!r} "
+            "needs. Has the model a head for it? Otherwise leave the task out of `tasks`."
+        )

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from .coco_instances import prediction_of, with_category_ids
-from .hotcoco_metrics import RESULT_FIELDS, import_hotcoco
+from .hotcoco_metrics import RESULT_FIELDS, check_has, import_hotcoco
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
@@ -95,6 +95,8 @@ class LVISEvaluator(_LVISEvaluator):
             return dict.fromkeys(_METRICS, math.nan)
         limit = 300 if self._max_dets_per_image is None else self._max_dets_per_image
         self._logger.info(f"Evaluating {task} with hotcoco, with max detections per image = {limit}")
+        for result in results:
+            check_has(result, task)
         # without the boxes, whose area would otherwise count as a mask's
         keys = ("image_id", "category_id", "score", RESULT_FIELDS[task])
         detections = self._hotcoco.LVISResults(

@@ -19,7 +19,8 @@ _KEPT = "pred_roi_masks"
 
 class RLEList(list):
     """A list of RLEs which can be indexed as the fields of :class:`detectron2.structures.Instances` are: by a tensor of
-    bools or of integers too, as in ``instances[instances.scores > 0.5]``."""
+    bools or of integers too, as in ``instances[instances.scores > 0.5]``. ``Instances.cat`` makes a plain list of it.
+    """
 
     def __getitem__(self, item: Any) -> Any:
         if isinstance(item, torch.Tensor) and item.dim() == 1:

@@ -150,6 +150,9 @@ def test_bad_input_says_why(drawn, tmp_path):
     pairs[3][1]["instances"].pred_classes[0] = 4
     with pytest.raises(ValueError, match="has class 4, but the data set has the classes 0 to 3"):
         evaluate(LVISEvaluator(name), pairs)
+    boxes = predict(drawn, perturbed_detections(drawn, per_image=2), None)
+    with pytest.raises(ValueError, match="no 'segmentation', which the task 'segm' needs"):
+        evaluate(LVISEvaluator(name, ("segm",)), boxes)
     broken = _dataset(tmp_path, drawn)
     (tmp_path / f"{broken}.json").write_text('{"images": [')
     with pytest.raises(ValueError, match=f"{broken}.json, the annotations of '{broken}', is no LVIS JSON file"):
