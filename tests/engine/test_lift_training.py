@@ -133,7 +133,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tool, synthetic, unint
         _assert_equal(checkpoint[part], expected[part])
 
 
-@pytest.mark.parametrize(("autocast", "rtol", "atol"), [("", 1e-3, 1e-4), ("bfloat16", 2e-2, 2e-2)])
+@pytest.mark.parametrize(("autocast", "rtol", "atol"), [("", 1e-3, 3e-4), ("bfloat16", 2e-2, 2e-2)])
 def test_two_processes_train_as_one(autocast, rtol, atol, synthetic, tmp_path):
     options = [*TINY, "train.max_iter=8", "train.device=cpu", "train.ddp.device_ids=null", f"model.autocast={autocast}"]
     reports = []
@@ -153,7 +153,7 @@ def test_two_processes_train_as_one(autocast, rtol, atol, synthetic, tmp_path):
     for name in a:
         assert a[name].dtype == b[name].dtype
         if "running_" in name or "num_batches" in name:
-            torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=name)
+            torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_loaders_seed_is_the_trainings(synthetic, monkeypatch):
