@@ -3,10 +3,11 @@
 #   make quickstart   the quick start of the README
 #   make test         every test that this machine can run
 #   make lint         ruff, as CI sees it
-# PYTHON is the interpreter that makes the environment, VENV its folder, PYTEST_ARGS what pytest is given besides -q.
+# PYTHON is the interpreter that makes the environment, VENV its folder, PYTEST_ARGS what pytest is given besides -q:
+# by default two worker processes.
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.lift_det_installed
