@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..availability import has_triton
 from . import boxes as _boxes
 from . import reference as _reference
 
@@ -108,9 +108,9 @@ def _backend(name: str, masks: Tensor, threshold: float) -> ModuleType:
         raise ValueError(f"implementation is '{name}'; it can be one of {', '.join(IMPLEMENTATIONS)}.")
     if name == "reference":
         return _reference
-    if name == "boxes" or (name == "auto" and not (masks.is_cuda and _has_triton())):
+    if name == "boxes" or (name == "auto" and not (masks.is_cuda and has_triton())):
         return _boxes
-    if not _has_triton():
+    if not has_triton():
         raise RuntimeError("implementation='triton' needs the package triton, which is not installed.")
     from . import triton  # imports the package
 
@@ -118,7 +118,3 @@ def _backend(name: str, masks: Tensor, threshold: float) -> ModuleType:
     if unmet and name == "triton":
         raise RuntimeError(f"implementation='triton' {unmet}.")
     return _boxes if unmet else triton
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ..availability import has_triton
 from . import reference, sdpa
 from .bias import bias_terms, relative_vectors
 
@@ -53,6 +53,8 @@ def rel_pos_attention(
         ValueError: shapes or dtypes that do not belong together, or another implementation's name.
         RuntimeError: an implementation asked for by its name that cannot run here, and why.
     """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is '{implementation}'; it can be one of {', '.join(IMPLEMENTATIONS)}.")
     _check(q, k, v, rel_pos_h, rel_pos_w, q_size, k_size)
     device = q.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
@@ -63,8 +65,6 @@ def rel_pos_attention(
     columns = relative_vectors(rel_pos_w, q_size[1], k_size[1]).to(q.dtype)
     if name == "triton":
         return _triton_kernels().attention(q, k, v, *bias_terms(q, rows, columns), k_size, scale)
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is '{implementation}'; it can be one of {', '.join(IMPLEMENTATIONS)}.")
     backend = reference if name == "reference" else sdpa
     return backend.attention(q, k, v, rows, columns, scale)
 
@@ -72,11 +72,11 @@ def rel_pos_attention(
 def _choose(q: Tensor) -> str:
     """The rule of "auto"; docs/speed.md has the measurements behind it."""
     kernel_fits = q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] in range(8, 129, 8)
-    return "triton" if q.device.type == "cuda" and kernel_fits and _has_triton() else "sdpa"
+    return "triton" if q.device.type == "cuda" and kernel_fits and has_triton() else "sdpa"
 
 
 def _triton_kernels() -> ModuleType:
-    if not _has_triton():
+    if not has_triton():
         raise RuntimeError(
             "implementation='triton' needs the package triton, which is not installed: pip install triton "
             "(torch's builds for CUDA bring it), or implementation='sdpa'."
@@ -84,10 +84,6 @@ def _triton_kernels() -> ModuleType:
     from . import triton  # imports the package
 
     return triton
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _check(
