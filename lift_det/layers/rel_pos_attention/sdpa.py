@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias import bias_terms, bias_terms_backward, full_bias
+from .layout import empty_beside_heads
 
 # Scores that a block on the CPU may hold: 8 MiB in fp32, which stay in the cache while they are made, exponentiated and
 # multiplied. docs/speed.md has the times for other sizes.
@@ -53,7 +54,7 @@ def widened_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Te
 @torch.library.custom_op("lift_det::rel_pos_attention_blocked", mutates_args=(), device_types="cpu")
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
     """As :func:`.reference.attention`, with the bias as a mask for a block of heads or of query rows at a time."""
-    out = _empty_beside_heads(q)
+    out = empty_beside_heads(q)
     # torch's fused attention multiplies bf16 no faster than fp32, and its plain products do twice as fast
     attend = _product_by_product if q.dtype == torch.bfloat16 else _fused
     queries_at_once = _queries_at_once(q, k)
@@ -86,7 +87,7 @@ def _probabilities(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
 
 @blocked_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
-    return _empty_beside_heads(q)
+    return empty_beside_heads(q)
 
 
 @torch.library.custom_op("lift_det::rel_pos_attention_blocked_backward", mutates_args=(), device_types="cpu")
@@ -98,7 +99,7 @@ def _blocked_backward(
     With P the probabilities and dP = grad · vᵀ, the scores' gradient is P · (dP - Σ grad · out): FlashAttention's
     (Dao et al., arXiv 2205.14135, appendix B.2).
     """
-    grad_q, grad_k, grad_v = (_empty_beside_heads(x) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (empty_beside_heads(x) for x in (q, k, v))
     mean = (grad * out).sum(dim=-1, keepdim=True)  # (B, heads, Nq, 1)
     k_size = rows.shape[1], columns.shape[1]
     queries_at_once = _queries_at_once(q, k)
@@ -133,7 +134,7 @@ def _blocked_backward(
 def _(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, out: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    beside = [_empty_beside_heads(x) for x in (q, k, v)]
+    beside = [empty_beside_heads(x) for x in (q, k, v)]
     return (*beside, rows.new_empty(rows.shape), columns.new_empty(columns.shape))
 
 
@@ -175,9 +176,3 @@ def _pieces(length: int, at_once: int) -> Iterator[slice]:
 def _packed(x: Tensor) -> Tensor:
     """(B, heads, N, d) → (B · heads, N, d), each head's numbers side by side, as products like them."""
     return x.flatten(0, 1).contiguous()
-
-
-def _empty_beside_heads(x: Tensor) -> Tensor:
-    """(B, heads, N, d), laid out as (B, N, heads, d): a token's heads lie side by side, as a projection reads them."""
-    batch, heads, tokens, width = x.shape
-    return x.new_empty(batch, tokens, heads, width).transpose(1, 2)

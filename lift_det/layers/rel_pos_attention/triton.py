@@ -31,6 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .layout import empty_beside_heads
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether the kernels run in Triton's interpreter, which triton.jit decides when this file is imported."""
 
@@ -451,21 +453,15 @@ def _launch(kernel: Any, programs: int, pointers: tuple[Tensor, ...], inputs: In
         )
 
 
-def _new_rows(like: Tensor) -> Tensor:
-    """An empty (B, heads, N, d) that lies in memory as (B, N, heads, d), which the layer around attention wants."""
-    batch, heads, n, d = like.shape
-    return like.new_empty(batch, n, heads, d).transpose(1, 2)
-
-
 def _as_rows(tensor: Tensor) -> Tensor:
-    """The tensor with the strides of _new_rows; a copy only if it has others."""
+    """The tensor with the strides of empty_beside_heads; a copy only if it has others."""
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def forward(config: Config, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The output, and log2 of each query's sum of 2**score (B, heads, Nq), fp32, its scores in units of log2."""
     q = inputs.q
-    out, lse = _new_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    out, lse = empty_beside_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     _launch(_forward_kernel, triton.cdiv(q.shape[2], config.block_m), (*inputs[:5], out, lse), inputs, config)
     return out, lse
 
@@ -476,7 +472,7 @@ def backward_queries(
     """The gradients of q, rel_h and rel_w, and delta (B, heads, Nq), fp32, which backward_keys needs."""
     q, rel_h, rel_w = inputs.q, inputs.rel_h, inputs.rel_w
     strips = triton.cdiv(inputs.k_size[1], _tile_width(inputs.k_size, config.block_n))
-    grad_q, delta = _new_rows(q), torch.empty_like(lse)
+    grad_q, delta = empty_beside_heads(q), torch.empty_like(lse)
     grad_rel_h = rel_h.new_empty((strips, *rel_h.shape), dtype=rel_h.dtype if strips == 1 else torch.float32)
     grad_rel_w = rel_w.new_empty(rel_w.shape)
     pointers = (grad_out, *inputs[:5], out, lse, delta, grad_q, grad_rel_h, grad_rel_w)
@@ -490,7 +486,7 @@ def backward_keys(
     """The gradients of k and v."""
     k_h, k_w = inputs.k_size
     w = _tile_width(inputs.k_size, config.block_n)
-    grad_k, grad_v = _new_rows(inputs.k), _new_rows(inputs.v)
+    grad_k, grad_v = empty_beside_heads(inputs.k), empty_beside_heads(inputs.v)
     programs = triton.cdiv(k_h, config.block_n // w) * triton.cdiv(k_w, w)
     pointers = (grad_out, *inputs[:5], lse, delta, grad_k, grad_v)
     _launch(_backward_keys_kernel, programs, pointers, inputs, config)
@@ -550,7 +546,7 @@ def _op(
 def _(
     q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, k_h: int, k_w: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return _new_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return empty_beside_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("lift_det::rel_pos_attention_triton_backward", mutates_args=())
@@ -588,7 +584,13 @@ def _(
     k_w: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _new_rows(q), _new_rows(k), _new_rows(v), rel_h.new_empty(rel_h.shape), rel_w.new_empty(rel_w.shape)
+    return (
+        empty_beside_heads(q),
+        empty_beside_heads(k),
+        empty_beside_heads(v),
+        rel_h.new_empty(rel_h.shape),
+        rel_w.new_empty(rel_w.shape),
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
