@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from lift_det.version import __version__
 
 from . import configs, doctor, pretrain
+from .arguments import UsageError
 
 SUBCOMMANDS = (doctor, configs, pretrain)
 
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lift_det {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="raise an error, so that it says where it came from")
     subparsers = parser.add_subparsers(title="subcommands", dest="subcommand", metavar="SUBCOMMAND", required=True)
     for subcommand in SUBCOMMANDS:
         subcommand.add_parser(subparsers)
@@ -46,9 +48,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as end:  # argparse has printed help or what is wrong
         return end.code if isinstance(end.code, int) else 2
+    if arguments.traceback:
+        return arguments.run(arguments)
     try:
         return arguments.run(arguments)
     except BrokenPipeError:
         # `lift-det configs | head`: nothing is wrong, and Python is not to complain when it flushes at exit.
         sys.stderr.close()
         return 0
+    except UsageError as error:
+        print(f"lift-det {arguments.subcommand}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lift-det: stopped.", file=sys.stderr)
+        return 130  # as a shell has it
+    except Exception as error:
+        if not isinstance(error, _expected_errors()):
+            raise
+        print(f"lift-det: {error}", file=sys.stderr)
+        return 1
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What the rooms raise of what they were given; their messages say what to do."""
+    from lift_det.checkpoint import CheckpointError
+    from lift_det.data import DatasetError
+    from lift_det.model_zoo import ConfigNotFoundError
+
+    return CheckpointError, DatasetError, ConfigNotFoundError, OSError, ValueError, FloatingPointError

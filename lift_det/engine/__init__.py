@@ -7,6 +7,7 @@ from .optim import ClippedAdamW
 from .progress import ProgressBar
 from .sync_batchnorm import synchronise_batchnorm
 from .train import do_test, do_train
+from .trained_model import load_model, read_output_folder
 
 __all__ = [
     "Checkpointer",
@@ -16,5 +17,7 @@ __all__ = [
     "ProgressBar",
     "do_test",
     "do_train",
+    "load_model",
+    "read_output_folder",
     "synchronise_batchnorm",
 ]

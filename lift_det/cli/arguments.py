@@ -1,0 +1,89 @@
+"""What several subcommands ask for: a trained model, images, overrides."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+
+class UsageError(ValueError):
+    """Arguments that do not go together: exit code 2, as argparse's own errors."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--from``, ``--config-file``, ``--weights`` and ``--device``; see :func:`read_model_arguments`."""
+    group = parser.add_argument_group("the model", "either --from, or --config-file and --weights")
+    group.add_argument(
+        "--from",
+        dest="folder",
+        metavar="DIR",
+        help="a training's output folder, the one of metrics.json: config, weights and class names are in it",
+    )
+    group.add_argument("--config-file", metavar="CONFIG", help="a path, or a name that `lift-det configs` lists")
+    group.add_argument("--weights", metavar="FILE", help="(with --from: in place of the folder's best or last)")
+    group.add_argument("--device", help="cuda or cpu (cuda where there is one)")
+
+
+def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> tuple[Any, str]:
+    """The config, overrides applied, and the path of the weights.
+
+    Raises:
+        UsageError: neither a folder nor a config with weights was named, or both.
+        FileNotFoundError, ValueError, lift_det.model_zoo.ConfigNotFoundError: what was named is not there or unusable.
+    """
+    from detectron2.config import CfgNode
+
+    from lift_det.engine.trained_model import find_weights, read_config
+
+    if bool(arguments.folder) == bool(arguments.config_file):
+        raise UsageError("name a model: --from DIR, a training's output folder, or --config-file CONFIG --weights FILE")
+    if arguments.config_file and not arguments.weights:
+        raise UsageError("--config-file needs --weights FILE: the trained weights of that config")
+    path = os.path.join(arguments.folder, "config.yaml") if arguments.folder else find_config(arguments.config_file)
+    cfg = read_config(path)
+    weights = arguments.weights or find_weights(arguments.folder)
+    if isinstance(cfg, CfgNode):
+        cfg.merge_from_list([part for override in overrides for part in override.split("=", 1)])
+    else:
+        cfg = apply_overrides(cfg, overrides)
+    return cfg, weights
+
+
+def find_config(name: str) -> str:
+    """The path of a config: itself if there is such a file, else that of the model zoo's.
+
+    Raises:
+        lift_det.model_zoo.ConfigNotFoundError: neither.
+    """
+    from lift_det import model_zoo
+
+    return name if os.path.isfile(name) else model_zoo.get_config_file(name)
+
+
+def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
+    """``key=value`` on a LazyConfig, as detectron2's tools take them.
+
+    Raises:
+        UsageError: an override that cannot be read.
+    """
+    from detectron2.config import LazyConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except (HydraException, OmegaConfBaseException, KeyError) as error:
+        raise UsageError(f"the overrides {list(overrides)} cannot be applied: {error}") from error
+
+
+def split_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts positional arguments into names (of files, of folders) and ``key=value`` overrides.
+
+    ``key=value`` is an override unless there is a file of that name.
+    """
+    is_override = [bool(re.match(r"[A-Za-z_][\w.\[\]]*=", value)) and not os.path.exists(value) for value in values]
+    names = [value for value, override in zip(values, is_override, strict=True) if not override]
+    return names, [value for value, override in zip(values, is_override, strict=True) if override]

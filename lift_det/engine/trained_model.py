@@ -1,0 +1,144 @@
+"""A trained model from what its training left: the folder of `metrics.json`, or a config and a file of weights."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+from omegaconf import DictConfig
+from torch import nn
+
+from lift_det.checkpoint import CheckpointError
+from lift_det.modeling import add_lift_config
+
+from .checkpointer import Checkpointer
+
+#: what a training leaves, in the order in which it is looked for; after them what `last_checkpoint` names
+WEIGHT_FILES = ("model_best.pth", "model_ema.pth", "model_final.pth")
+
+
+def read_output_folder(folder: str | os.PathLike) -> tuple[DictConfig | CfgNode, str]:
+    """The config and the weights of a training, from its output folder alone.
+
+    A config is code: it names what is called. Take folders only from people whose code you would run.
+
+    Args:
+        folder: with ``config.yaml``, as detectron2's and this project's tools write it, and a checkpoint: the best one
+            that a ``BestCheckpoint`` kept, else the averaged weights of an EMA, else the last.
+
+    Returns:
+        The config, a LazyConfig's or yacs's, and the path of the weights.
+
+    Raises:
+        FileNotFoundError: no such folder, or no ``config.yaml`` or no checkpoint in it.
+    """
+    folder = os.fspath(folder)
+    config = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(config):
+        what = "no config.yaml in it" if os.path.isdir(folder) else "no such folder"
+        raise FileNotFoundError(
+            f"'{folder}': {what}. Expected the output folder of a training (train.output_dir), which holds "
+            "config.yaml, metrics.json and checkpoints."
+        )
+    return read_config(config), find_weights(folder)
+
+
+def find_weights(folder: str | os.PathLike) -> str:
+    """The checkpoint of an output folder that :func:`read_output_folder` takes.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    names = list(WEIGHT_FILES)
+    last = os.path.join(folder, "last_checkpoint")
+    if os.path.isfile(last):
+        with open(last, encoding="utf-8") as file:
+            names.append(os.path.basename(file.read().strip()))
+    for name in names:
+        path = os.path.join(folder, name)
+        if name and os.path.isfile(path):
+            return path
+    raise FileNotFoundError(
+        f"'{os.fspath(folder)}' has no checkpoint: looked for {', '.join(names)}. The training may not have come to its "
+        "first one (train.checkpointer.period); name a file of weights otherwise."
+    )
+
+
+def read_config(path: str | os.PathLike) -> DictConfig | CfgNode:
+    """A config from a file: a LazyConfig (``.py``, or the ``config.yaml`` saved of one), or one of yacs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is neither.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no config '{path}'.")
+    if not path.endswith(".py"):
+        with open(path, encoding="utf-8") as file:
+            if re.search(r"^MODEL:", file.read(), re.MULTILINE):
+                cfg = get_cfg()
+                add_lift_config(cfg)
+                cfg.merge_from_file(path)
+                return cfg
+    cfg = LazyConfig.load(path)
+    if not isinstance(cfg, DictConfig) or "model" not in cfg:
+        raise ValueError(f"'{path}' is no config of a model: expected a LazyConfig with `model`, or one of yacs.")
+    return cfg
+
+
+def load_model(cfg: DictConfig | CfgNode, weights: str | os.PathLike, device: str | None = None) -> nn.Module:
+    """The model of a config with trained weights, in evaluation mode.
+
+    What the config would start a training from (``pretrained``, ``checkpoint`` of a ViT or a LiFT) is not read: the
+    weights are whole.
+
+    Args:
+        cfg: a LazyConfig's or yacs's; not changed.
+        weights: what a training wrote, or any checkpoint that detectron2 reads, and safetensors.
+        device: ``"cuda"`` or ``"cpu"``; None takes a GPU where there is one.
+
+    Raises:
+        CheckpointError: the weights are missing, broken, another model's, or not all of the model's.
+    """
+    if not os.path.isfile(weights) and "://" not in os.fspath(weights):
+        raise CheckpointError(f"There is no file of weights '{os.fspath(weights)}'.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(cfg, CfgNode):
+        cfg = cfg.clone()
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.LIFT.CHECKPOINT = cfg.MODEL.VIT.CHECKPOINT = ""
+        cfg.MODEL.VIT.PRETRAINED = False
+        model = build_model(cfg)
+    else:
+        config = cfg.model.copy()
+        _start_from_nothing(config)
+        model = instantiate(config)
+    missing: list[str] = []
+    # what detectron2's checkpointer only warns of; buffers that it leaves out are the config's
+    hook = model.register_load_state_dict_post_hook(lambda _, result: missing.extend(result.missing_keys))
+    Checkpointer(model).load(os.fspath(weights))
+    hook.remove()
+    parameters = dict(model.named_parameters())
+    missing = [name for name in missing if name in parameters]
+    if missing:
+        raise CheckpointError(
+            f"'{os.fspath(weights)}' is not of the whole model: {len(missing)} of {len(parameters)} parameters are not "
+            f"in it, {', '.join(missing[:3])} among them. Expected a checkpoint that a training of this config left."
+        )
+    return model.to(device).eval()
+
+
+def _start_from_nothing(config: DictConfig) -> None:
+    """Takes the weights that a training starts from out of the config of a model."""
+    for key in list(config):
+        value = config._get_node(key)
+        if isinstance(value, DictConfig):
+            _start_from_nothing(value)
+        elif key == "pretrained":
+            config[key] = False
+        elif key == "checkpoint":
+            config[key] = ""
