@@ -1,24 +1,35 @@
-"""Data sets: a synthetic COCO, unlabelled image folders, subsets of COCO, and loading that says what is wrong.
+"""Data sets: a synthetic COCO, unlabelled image folders, subsets of COCO, one's own in COCO's format, and checks.
 
 Importing registers ``lift_det_synthetic_{train,val}``, ``coco_2017_train_overfit8`` and ``coco_2017_val_first2`` with
 detectron2, and does nothing else: nothing is opened or drawn.
 """
 
+from .coco_check import check_coco
+from .coco_findings import CocoCheck, CocoFinding
 from .dataset_dicts import get_dataset_dicts
 from .dataset_mapper import DatasetMapper
 from .errors import DatasetError
 from .image_folder import ImageFolder, build_image_folder_loader
+from .own_coco import load_own_coco, parse_dataset, write_own_coco
 from .register import register_all, register_coco_subset
+from .small_coco import write_small_coco
 from .synthetic_coco import write_synthetic_coco
 
 register_all()
 
 __all__ = [
+    "CocoCheck",
+    "CocoFinding",
     "DatasetError",
     "DatasetMapper",
     "ImageFolder",
     "build_image_folder_loader",
+    "check_coco",
     "get_dataset_dicts",
+    "load_own_coco",
+    "parse_dataset",
     "register_coco_subset",
+    "write_own_coco",
+    "write_small_coco",
     "write_synthetic_coco",
 ]

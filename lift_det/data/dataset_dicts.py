@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
+from .coco_json import check_file, read_coco
 from .errors import DatasetError, datasets_root_note
 
 
@@ -83,15 +83,8 @@ def _files(name: str) -> tuple[str | None, str | None]:
 
 def _check_files(name: str) -> None:
     json_file, image_root = _files(name)
-    if json_file is not None and not os.path.isfile(json_file):
-        raise DatasetError(
-            f"The annotation file of '{name}' is missing: there is no '{os.path.abspath(json_file)}'. {_advice(name)}"
-        )
-    if json_file is not None and os.path.getsize(json_file) == 0:
-        raise DatasetError(
-            f"The annotation file of '{name}', '{json_file}', is empty (0 bytes); expected COCO's JSON. A download or "
-            f"a copy was cut off, or the disk was full: put the file there again. {_advice(name)}"
-        )
+    if json_file is not None:
+        check_file(json_file, _annotation_file(name, json_file), _advice(name))
     if image_root is not None and not os.path.isdir(image_root):
         raise DatasetError(
             f"The image folder of '{name}' is missing: there is no folder '{os.path.abspath(image_root)}'. "
@@ -104,29 +97,7 @@ def _check_annotations(name: str, filter_empty: bool, error: Exception) -> None:
     json_file, _ = _files(name)
     if json_file is None:
         return
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as broken:  # not JSON, or not text
-        raise DatasetError(
-            f"The annotation file of '{name}', '{json_file}' ({os.path.getsize(json_file)} bytes), is not whole JSON: "
-            f"{broken}. It was cut off or is another kind of file: fetch or write it again. {_advice(name)}"
-        ) from error
-    found = sorted(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        raise DatasetError(
-            f"The annotation file of '{name}', '{json_file}', is not in COCO's format: expected an object with the "
-            f"lists {', '.join(keys)}; {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, found "
-            f"{found}. Results of a detector and panoptic annotations look different: give the instances_*.json file."
-        ) from error
-    if not content["images"] or not content["categories"]:
-        which = "images" if not content["images"] else "categories"
-        raise DatasetError(
-            f"The annotation file of '{name}', '{json_file}', lists no {which}: expected at least one entry. Write it "
-            "again with what it describes, or name another data set."
-        ) from error
+    content = read_coco(json_file, _annotation_file(name, json_file), _advice(name))
     if not filter_empty:
         return
     # The images that would be left are those of the data set, which may be a subset.
@@ -139,6 +110,10 @@ def _check_annotations(name: str, filter_empty: bool, error: Exception) -> None:
             "(filter_empty=True). Check that 'image_id' in the annotations is the 'id' of an image, or load with "
             "filter_empty=False."
         ) from error
+
+
+def _annotation_file(name: str, json_file: str) -> str:
+    return f"The annotation file of '{name}', '{json_file}',"
 
 
 def _advice(name: str) -> str:

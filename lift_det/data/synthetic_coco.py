@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .coco_json import write_at_once
 from .polygons import mask_to_polygons
 from .shapes import CLASS_NAMES, background, coverage, outline, texture
 
@@ -239,7 +239,7 @@ def _write_split(folder: Path, parameters: dict[str, Any]) -> None:
         "annotations": annotations,
         "categories": CATEGORIES,
     }
-    _write_json_at_once(json_file, content)
+    write_at_once(json_file, json.dumps(content))
     logging.getLogger(f"detectron2.{__name__}").info(
         "Drew %d images with %d objects into '%s'.", count, len(annotations), image_folder
     )
@@ -269,18 +269,6 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         # Missing, cut off, or somebody else's: not this set, so it is drawn.
         return False
-
-
-def _write_json_at_once(path: Path, content: dict[str, Any]) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps(content))  # json.dump would not use the fast encoder
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _json_file(folder: Path, split: str) -> Path:
