@@ -5,6 +5,7 @@ from .requirements_check import require_detectron2
 require_detectron2()
 
 from . import data, engine, evaluation, model_zoo, modeling  # noqa: E402
+from .engine import Predictor  # noqa: E402
 from .modeling import (  # noqa: E402
     BilinearUpsample,
     FeatureExtractor,
@@ -22,6 +23,7 @@ __all__ = [
     "FeatureExtractor",
     "LiFT",
     "LiFTFeaturePyramid",
+    "Predictor",
     "TimmViT",
     "ViT",
     "__version__",

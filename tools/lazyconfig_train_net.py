@@ -4,19 +4,19 @@
     python tools/lazyconfig_train_net.py --config-file configs/COCO/mask_rcnn_lift_vitdet_b_100ep.py --num-gpus 8
     python tools/lazyconfig_train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
     python tools/lazyconfig_train_net.py --config-file CONFIG --resume
+    torchrun --nproc-per-node 8 tools/lazyconfig_train_net.py --config-file CONFIG
 
 Every config also runs with detectron2's own script of this name. This one adds: hooks and a trainer stated in the
-config (lift_det.engine.do_train), checkpoints that a kill cannot break, safetensors.
+config (lift_det.engine.do_train), checkpoints that a kill cannot break, safetensors, torchrun.
 """
 
 import argparse
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_argument_parser, default_setup, launch
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import default_argument_parser, default_setup
 
 import lift_det  # noqa: F401  registers data sets
-from lift_det.engine import Checkpointer, do_test, do_train
+from lift_det.engine import Checkpointer, create_ddp_model, do_test, do_train, launch
 
 
 def main(args: argparse.Namespace) -> None:
@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
         do_train(args, cfg)
         return
     model = instantiate(cfg.model).to(cfg.train.device)
-    model = create_ddp_model(model, **cfg.train.ddp)
+    model = create_ddp_model(cfg, model)
     Checkpointer(model).load(cfg.train.init_checkpoint)
     do_test(cfg, model)
 

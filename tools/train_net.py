@@ -14,7 +14,7 @@ import weakref
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver.build import build_optimizer, get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -22,7 +22,7 @@ from torch import nn
 
 from lift_det import add_lift_config
 from lift_det.data import DatasetMapper, get_dataset_dicts
-from lift_det.engine import Checkpointer, LayerDecay
+from lift_det.engine import Checkpointer, LayerDecay, launch
 from lift_det.evaluation import COCOEvaluator
 
 

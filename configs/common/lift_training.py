@@ -38,6 +38,7 @@ model = L(LiFTPretraining)(
     feature_cache="",
     autocast="",
     mirror=False,
+    freeze_norm=False,
 )
 
 dataloader = OmegaConf.create()

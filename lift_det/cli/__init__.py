@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from lift_det.version import __version__
 
-from . import configs, doctor, pretrain
-from .arguments import UsageError
+from . import configs, doctor, eval, features, plot, predict, pretrain, train
+from .arguments import UsageError, join_overrides
 
-SUBCOMMANDS = (doctor, configs, pretrain)
+SUBCOMMANDS = (doctor, configs, pretrain, train, eval, plot, features, predict)
 
 _EPILOG = """\
 examples:
@@ -23,6 +23,11 @@ examples:
   lift-det configs                 the configs that come with lift_det
   lift-det configs --path COCO/mask_rcnn_lift_vitdet_b_100ep.py
   lift-det pretrain --images photos --backbone vit_small_patch14_dinov2.lvd142m --output output/lift
+  lift-det train COCO/mask_rcnn_lift_vitdet_b_fast_12ep_1gpu --dataset my_train.json:images --val my_val.json:images
+  lift-det predict photos clip.mp4 --from output/my_detector --output predictions
+  lift-det features photo.jpg --from output/lift --output output/features
+  lift-det eval output/mine        AP of a trained model, of each class; of several, side by side
+  lift-det plot output/mine        losses, learning rate and AP of a training, as a picture
 """
 
 
@@ -45,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns its exit code: 0 is good, 1 is a failure that was explained, 2 a wrong command line."""
     try:
-        arguments = build_parser().parse_args(argv)
+        parser = build_parser()
+        arguments, rest = parser.parse_known_args(argv)
+        join_overrides(parser, arguments, rest)
     except SystemExit as end:  # argparse has printed help or what is wrong
         return end.code if isinstance(end.code, int) else 2
     if arguments.traceback:

@@ -79,11 +79,26 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
         raise UsageError(f"the overrides {list(overrides)} cannot be applied: {error}") from error
 
 
-def split_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Parts positional arguments into names (of files, of folders) and ``key=value`` overrides.
+def accept_overrides(parser: argparse.ArgumentParser, positional: str) -> None:
+    """Lets ``key=value`` stand anywhere on a subcommand's line: what argparse leaves over joins that positional."""
+    parser.set_defaults(overrides_join=positional)
 
-    ``key=value`` is an override unless there is a file of that name.
-    """
-    is_override = [bool(re.match(r"[A-Za-z_][\w.\[\]]*=", value)) and not os.path.exists(value) for value in values]
-    names = [value for value, override in zip(values, is_override, strict=True) if not override]
-    return names, [value for value, override in zip(values, is_override, strict=True) if override]
+
+def join_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """What argparse has left over: overrides where the subcommand takes them, else an error that ends the process."""
+    positional = getattr(arguments, "overrides_join", None)
+    if rest and (positional is None or not all(map(is_override, rest))):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        setattr(arguments, positional, [*getattr(arguments, positional), *rest])
+
+
+def is_override(value: str) -> bool:
+    """Whether it is ``key=value``, and no file of that name is there."""
+    return bool(re.match(r"[A-Za-z_][\w.\[\]]*=", value)) and not os.path.exists(value)
+
+
+def split_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts positional arguments into names (of files, of folders) and ``key=value`` overrides."""
+    overrides = [value for value in values if is_override(value)]
+    return [value for value in values if value not in overrides], overrides

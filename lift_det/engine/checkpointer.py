@@ -25,10 +25,31 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
+        path = self._write(name, data)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def save_weights(self, name: str, **facts: Any) -> None:
+        """Writes ``<save_dir>/<name>.pth`` with the weights and ``facts`` alone; no resume starts from it."""
+        if self.save_dir and self.save_to_disk:
+            self._write(name, {"model": self.model.state_dict(), **facts})
+
+    def _write(self, name: str, data: dict[str, Any]) -> str:
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        write_atomically(path, lambda file: torch.save(data, file))
-        self.tag_last_checkpoint(os.path.basename(path))
+        try:
+            write_atomically(path, lambda file: torch.save(data, file))
+        except (OSError, RuntimeError) as error:
+            # torch.save raises an error of its zip file over the disk's
+            disks = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(disks, OSError):
+                raise
+            last = f"'{self.get_checkpoint_file()}', which is whole" if self.has_checkpoint() else "the beginning"
+            raise OSError(
+                disks.errno,
+                f"{disks.strerror}: the checkpoint '{path}' could not be written. Make space on that disk (older "
+                f"checkpoints can go, train.checkpointer.max_to_keep keeps fewer); --resume then goes on from {last}.",
+            ) from error
+        return path
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """As upstream's, atomically."""
@@ -55,7 +76,7 @@ class Checkpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         if f.endswith(".safetensors"):
             return read_state_dict(f)[0]
-        return torch.load(f, map_location="cpu", weights_only=True)
+        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         # Upstream drops tensors of another shape before the model sees them; models that check what they load (see

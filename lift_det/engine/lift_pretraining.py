@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling.backbone import Backbone
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from lift_det.modeling.checked_loading import CheckedLoading
@@ -55,6 +56,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         feature_cache: str | os.PathLike = "",
         autocast: str = "",
         mirror: bool = False,
+        freeze_norm: bool = False,
     ) -> None:
         """
         Args:
@@ -76,6 +78,9 @@ class LiFTPretraining(CheckedLoading, nn.Module):
                 (the same crop) comes back; empty keeps none. Of use where the dataset has a limited number of views.
             autocast: ``"bfloat16"`` trains in mixed precision on any device, where detectron2's ``train.amp`` needs
                 CUDA. Evaluations are in the weights' own precision, with either.
+            freeze_norm: LiFT's BatchNorm normalises with the statistics that it has, in training as in evaluation, and
+                leaves them as they are; its scale and shift are trained. For a LiFT that is trained already: then a
+                batch computed in parts (``accumulate`` of :class:`Trainer`) has the gradients of the whole.
 
         Raises:
             ValueError: unknown objectives or losses, or no image statistics.
@@ -99,6 +104,8 @@ class LiFTPretraining(CheckedLoading, nn.Module):
             raise ValueError(f"autocast is 'bfloat16', 'float16' or empty, not '{autocast}'.")
         self.autocast = autocast
         self.mirror = mirror
+        self.freeze_norm = freeze_norm
+        self._counted: int | None = None
         self.feature_cache = feature_cache
         self._cache: FeatureCache | None = None
 
@@ -108,9 +115,14 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         return self.backbone.lift
 
     def train(self, mode: bool = True) -> LiFTPretraining:
-        """The ViT stays in evaluation mode."""
+        """The ViT stays in evaluation mode, and so does a frozen BatchNorm."""
         super().train(mode)
         self.backbone.net.eval()
+        if self.freeze_norm:
+            for module in self.lift.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        self._counted = None
         return self
 
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | Reconstructions:
@@ -129,11 +141,18 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         if not self.training:
             with torch.autocast(self.pixel_mean.device.type, enabled=False):
                 return Reconstructions(self._scores(*self._inputs(batch, TASKS)), self)
-        self.steps += 1
+        self._count_step()
         if not self.autocast:
             return self._training_losses(*self._inputs(batch, OBJECTIVES))
         with torch.autocast(self.pixel_mean.device.type, getattr(torch, self.autocast)):
             return self._training_losses(*self._inputs(batch, OBJECTIVES))
+
+    def _count_step(self) -> None:
+        """Once for each of a trainer's iterations, which may come in several parts; without a trainer, every time."""
+        iteration = get_event_storage().iter if has_event_storage() else None
+        if iteration is None or iteration != self._counted:
+            self.steps += 1
+        self._counted = iteration
 
     def _inputs(
         self, batch: list[dict], pairs: Mapping[str, tuple[int, int]]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import weakref
 from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase, default_writers, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, defaults, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 
 from .checkpointer import Checkpointer
+from .hooks import EvalHook, SaveAverages
+from .trainer import Trainer, averaged_weights
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -30,13 +33,32 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     return results
 
 
+def create_ddp_model(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """detectron2's, with those options of ``cfg.train.ddp`` that fit the device and the trainer.
+
+    A CPU has no device ids. Gradients go as float16 (``fp16_compression``) only where they are scaled for it, which
+    they are not on a CPU, nor by a :class:`Trainer` of another precision.
+    """
+    options = dict(cfg.train.ddp)
+    on_cpu = str(cfg.train.device) == "cpu"
+    if on_cpu:
+        options["device_ids"] = None
+    trainer_class, stated = _stated_trainer(cfg)
+    if on_cpu or (issubclass(trainer_class, Trainer) and stated.get("precision") != "float16"):
+        options["fp16_compression"] = False
+    return defaults.create_ddp_model(model, **options)
+
+
 def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Trains what a LazyConfig describes.
 
     Beside what detectron2's own ``tools/lazyconfig_train_net.py`` reads, a config may state
 
-    - ``train.trainer``: a LazyCall of a ``SimpleTrainer`` (sub)class without its model, loader and optimizer;
-    - ``train.hooks``: a list of LazyCalls of hooks, run before the metrics are written.
+    - ``train.trainer``: a LazyCall of :class:`Trainer` or another ``SimpleTrainer`` (sub)class without its model,
+      loader and optimizer; options alone (``train.trainer.accumulate=4`` on a command line) are :class:`Trainer`'s;
+    - ``train.hooks``: a list of LazyCalls of hooks, run after each evaluation and before the metrics are written. They
+      find on their trainer its ``checkpointer`` and, once there was an evaluation, its figures as ``evaluated``
+      (``{"bbox/AP": …}``, empty but on the main process).
 
     Args:
         args: ``args.resume`` goes on from the last checkpoint in ``cfg.train.output_dir``.
@@ -48,9 +70,16 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
-    model = create_ddp_model(model, **cfg.train.ddp)
+    model = create_ddp_model(cfg, model)
     trainer = _build_trainer(cfg, model, loader, optimizer)
-    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    trainer.checkpointer = checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=weakref.proxy(trainer))
+    trainer.evaluated = None
+
+    def evaluate() -> dict[str, Any]:
+        with averaged_weights(trainer):
+            results = do_test(cfg, model)
+        trainer.evaluated = flatten_results_dict(results)
+        return results
 
     main = comm.is_main_process()
     trainer.register_hooks(
@@ -58,7 +87,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model)),
+            SaveAverages() if main and getattr(trainer, "ema", None) else None,
+            EvalHook(cfg.train.eval_period, evaluate),
             *(instantiate(hook) for hook in cfg.train.get("hooks", [])),
             # last, so that it writes what the others have measured
             hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period)
@@ -72,8 +102,19 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     trainer.train(start, cfg.train.max_iter)
 
 
-def _build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any) -> TrainerBase:
+def _stated_trainer(cfg: DictConfig) -> tuple[type[SimpleTrainer], dict[str, Any]]:
+    """The class of the trainer, and the options that the config states for it."""
     stated = dict(cfg.train.get("trainer") or {"_target_": AMPTrainer if cfg.train.amp.enabled else SimpleTrainer})
-    target = stated.pop("_target_")
-    trainer_class = locate(target) if isinstance(target, str) else target
-    return trainer_class(model, loader, optimizer, **{key: instantiate(value) for key, value in stated.items()})
+    target = stated.pop("_target_", Trainer)
+    return locate(target) if isinstance(target, str) else target, stated
+
+
+def _build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any) -> SimpleTrainer:
+    trainer_class, stated = _stated_trainer(cfg)
+    trainer = trainer_class(model, loader, optimizer, **{key: instantiate(value) for key, value in stated.items()})
+    if cfg.train.amp.enabled and isinstance(trainer, Trainer) and trainer.precision == "float32":
+        raise ValueError(
+            "train.amp.enabled=True asks for mixed precision, and train.trainer for float32. The trainer's word "
+            "counts: state train.trainer.precision=bfloat16 or float16, or train.amp.enabled=False."
+        )
+    return trainer

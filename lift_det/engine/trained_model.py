@@ -20,7 +20,9 @@ from .checkpointer import Checkpointer
 WEIGHT_FILES = ("model_best.pth", "model_ema.pth", "model_final.pth")
 
 
-def read_output_folder(folder: str | os.PathLike) -> tuple[DictConfig | CfgNode, str]:
+def read_output_folder(
+    folder: str | os.PathLike, weights: str | os.PathLike | None = None
+) -> tuple[DictConfig | CfgNode, str]:
     """The config and the weights of a training, from its output folder alone.
 
     A config is code: it names what is called. Take folders only from people whose code you would run.
@@ -28,6 +30,7 @@ def read_output_folder(folder: str | os.PathLike) -> tuple[DictConfig | CfgNode,
     Args:
         folder: with ``config.yaml``, as detectron2's and this project's tools write it, and a checkpoint: the best one
             that a ``BestCheckpoint`` kept, else the averaged weights of an EMA, else the last.
+        weights: a checkpoint to take in place of the folder's.
 
     Returns:
         The config, a LazyConfig's or yacs's, and the path of the weights.
@@ -43,7 +46,7 @@ def read_output_folder(folder: str | os.PathLike) -> tuple[DictConfig | CfgNode,
             f"'{folder}': {what}. Expected the output folder of a training (train.output_dir), which holds "
             "config.yaml, metrics.json and checkpoints."
         )
-    return read_config(config), find_weights(folder)
+    return read_config(config), os.fspath(weights or find_weights(folder))
 
 
 def find_weights(folder: str | os.PathLike) -> str:
@@ -62,8 +65,8 @@ def find_weights(folder: str | os.PathLike) -> str:
         if name and os.path.isfile(path):
             return path
     raise FileNotFoundError(
-        f"'{os.fspath(folder)}' has no checkpoint: looked for {', '.join(names)}. The training may not have come to its "
-        "first one (train.checkpointer.period); name a file of weights otherwise."
+        f"'{os.fspath(folder)}' has no checkpoint: looked for {', '.join(names)}. The training may not have come to "
+        "its first one (train.checkpointer.period); name a file of weights otherwise."
     )
 
 
@@ -107,16 +110,7 @@ def load_model(cfg: DictConfig | CfgNode, weights: str | os.PathLike, device: st
     if not os.path.isfile(weights) and "://" not in os.fspath(weights):
         raise CheckpointError(f"There is no file of weights '{os.fspath(weights)}'.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(cfg, CfgNode):
-        cfg = cfg.clone()
-        cfg.MODEL.DEVICE = "cpu"
-        cfg.MODEL.LIFT.CHECKPOINT = cfg.MODEL.VIT.CHECKPOINT = ""
-        cfg.MODEL.VIT.PRETRAINED = False
-        model = build_model(cfg)
-    else:
-        config = cfg.model.copy()
-        _start_from_nothing(config)
-        model = instantiate(config)
+    model = build_without_weights(cfg)
     missing: list[str] = []
     # what detectron2's checkpointer only warns of; buffers that it leaves out are the config's
     hook = model.register_load_state_dict_post_hook(lambda _, result: missing.extend(result.missing_keys))
@@ -130,6 +124,24 @@ def load_model(cfg: DictConfig | CfgNode, weights: str | os.PathLike, device: st
             f"in it, {', '.join(missing[:3])} among them. Expected a checkpoint that a training of this config left."
         )
     return model.to(device).eval()
+
+
+def build_without_weights(cfg: DictConfig | CfgNode) -> nn.Module:
+    """The model of a config on the CPU, in training mode, before any weights: nothing is read or downloaded.
+
+    Args:
+        cfg: a LazyConfig's or yacs's; not changed.
+    """
+    if isinstance(cfg, CfgNode):
+        cfg = cfg.clone()
+        cfg.MODEL.DEVICE = "cpu"
+        if "LIFT" in cfg.MODEL:  # add_lift_config has been called
+            cfg.MODEL.LIFT.CHECKPOINT = cfg.MODEL.VIT.CHECKPOINT = ""
+            cfg.MODEL.VIT.PRETRAINED = False
+        return build_model(cfg)
+    config = cfg.model.copy()
+    _start_from_nothing(config)
+    return instantiate(config)
 
 
 def _start_from_nothing(config: DictConfig) -> None:

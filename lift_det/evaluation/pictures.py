@@ -16,8 +16,10 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import Tensor, nn
 
 from lift_det.modeling.features import FeatureExtractor
-from lift_det.modeling.lift import FeatureUpsampler, bilinear_2x, resize_images
+from lift_det.modeling.lift import FeatureUpsampler, bilinear_2x
 from lift_det.modeling.pyramid import LiFTFeaturePyramid
+
+from .feature_maps import principal_colours, upsampled_features
 
 _CELL_HEIGHT = 384  # of one image in a picture, in pixels
 _MARGIN = 6
@@ -45,21 +47,27 @@ def draw_predictions(
     """
     cells = []
     for dataset_dict in dataset_dicts:
-        with inference_context(model), torch.no_grad():
-            instances: Instances = model([mapper(dataset_dict)])[0]["instances"].to("cpu")
-        if instances.has("pred_masks_rle"):  # the visualizer takes those, under the other name
-            instances.pred_masks = instances.pred_masks_rle
-        image = read_image(dataset_dict["file_name"], "RGB")
-        scale = _CELL_HEIGHT / image.shape[0]
-        truth = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_dataset_dict(dataset_dict)
-        drawn = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_instance_predictions(
-            instances[instances.scores >= score_threshold]
-        )
-        cells += [
-            _titled(truth.get_image(), "ground truth"),
-            _titled(drawn.get_image(), f"predicted, score >= {score_threshold:g}"),
-        ]
+        cells += _predictions_cells(model, dataset_dict, metadata, mapper, score_threshold)
     _write_grid(cells, 2 * columns, path)
+
+
+def picture_predictions(
+    model: nn.Module,
+    dataset_dict: dict,
+    metadata: Metadata,
+    mapper: Callable[[dict], dict],
+    score_threshold: float = 0.5,
+) -> np.ndarray:
+    """One image twice, beside each other: with its ground truth, and with what the model predicts.
+
+    Args:
+        model, metadata, mapper, score_threshold: as :func:`draw_predictions` has them.
+        dataset_dict: detectron2's, with annotations.
+
+    Returns:
+        (h, w, 3), RGB, uint8.
+    """
+    return _grid(_predictions_cells(model, dataset_dict, metadata, mapper, score_threshold), 2)
 
 
 @torch.no_grad()
@@ -85,7 +93,7 @@ def draw_features(
         bilinear = bilinear_2x(bilinear)
     cells = []
     for i in range(len(images)):
-        colour = _principal_colours(features[i])
+        colour = principal_colours(features[i])
         cells.append(_titled(_enlarge(images[i].permute(1, 2, 0).numpy().astype(np.uint8)), "image"))
         for name, maps in (("ViT", features), ("bilinear", bilinear), ("LiFT", lifted)):
             title = f"{name} {maps.shape[-2]}x{maps.shape[-1]}"
@@ -116,38 +124,40 @@ def draw_upsampled(
         steps: the ViT sees the images reduced ``2**steps`` times.
         path: of the PNG.
     """
-    with inference_context(extractor):
-        normalised = (images - mean) / std
-        reduced = resize_images(normalised, (images.shape[-2] // 2**steps, images.shape[-1] // 2**steps))
-        true, features = extractor.extract(normalised), extractor.extract(reduced)
-        maps = {"ViT, image reduced": features}
-        for name, upsampler in upsamplers.items():
-            with inference_context(upsampler):
-                maps[name] = upsampler.upsample(reduced, features, steps)
-        maps["ViT, whole image"] = true
+    maps = upsampled_features(extractor, upsamplers, (images - mean) / std, steps)
+    titles = {"vit": "ViT, image reduced", "true": "ViT, whole image"}
     cells = []
     for i in range(len(images)):
-        colour = _principal_colours(true[i].cpu())
+        colour = principal_colours(maps["true"][i].cpu())
         cells.append(_titled(_enlarge(images[i].permute(1, 2, 0).cpu().numpy().astype(np.uint8)), "image"))
         for name, map_ in maps.items():
-            cells.append(_titled(_enlarge(colour(map_[i].cpu())), f"{name} {map_.shape[-2]}x{map_.shape[-1]}"))
+            title = f"{titles.get(name, name)} {map_.shape[-2]}x{map_.shape[-1]}"
+            cells.append(_titled(_enlarge(colour(map_[i].cpu())), title))
     _write_grid(cells, len(maps) + 1, path)
 
 
-def _principal_colours(features: Tensor) -> Callable[[Tensor], np.ndarray]:
-    """From (C, h, w), a function that maps any (C, ?, ?) to (?, ?, 3) uint8 colours along its principal axes."""
-    flat = features.flatten(1).T.float()  # (h·w, C)
-    centre = flat.mean(0)
-    _, _, axes = torch.linalg.svd(flat - centre, full_matrices=False)
-    projected = (flat - centre) @ axes[:3].T
-    low, high = projected.quantile(0.02, dim=0), projected.quantile(0.98, dim=0)
-
-    def colour(maps: Tensor) -> np.ndarray:
-        values = (maps.flatten(1).T.float() - centre) @ axes[:3].T
-        values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-        return (values.reshape(*maps.shape[1:], 3).numpy() * 255).astype(np.uint8)
-
-    return colour
+def _predictions_cells(
+    model: nn.Module,
+    dataset_dict: dict,
+    metadata: Metadata,
+    mapper: Callable[[dict], dict],
+    score_threshold: float,
+) -> list[np.ndarray]:
+    """The ground truth's cell and the predictions'."""
+    with inference_context(model), torch.no_grad():
+        instances: Instances = model([mapper(dataset_dict)])[0]["instances"].to("cpu")
+    if instances.has("pred_masks_rle"):  # the visualizer takes those, under the other name
+        instances.pred_masks = instances.pred_masks_rle
+    image = read_image(dataset_dict["file_name"], "RGB")
+    scale = _CELL_HEIGHT / image.shape[0]
+    truth = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_dataset_dict(dataset_dict)
+    drawn = Visualizer(image, metadata, scale, ColorMode.IMAGE).draw_instance_predictions(
+        instances[instances.scores >= score_threshold]
+    )
+    return [
+        _titled(truth.get_image(), "ground truth"),
+        _titled(drawn.get_image(), f"predicted, score >= {score_threshold:g}"),
+    ]
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:
@@ -163,7 +173,12 @@ def _titled(image: np.ndarray, title: str) -> np.ndarray:
 
 
 def _write_grid(cells: Sequence[np.ndarray], columns: int, path: str | os.PathLike) -> None:
-    """Writes (h, w, 3) RGB cells as a grid on white; cells of a column are as wide as its widest."""
+    if not cv2.imwrite(str(path), _grid(cells, columns)[:, :, ::-1]):
+        raise OSError(f"The picture '{path}' could not be written.")
+
+
+def _grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """(h, w, 3) RGB cells in rows on white; cells of a column are as wide as its widest."""
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(min(columns, len(cells)))]
     heights = [max(cell.shape[0] for cell in row) for row in rows]
@@ -175,5 +190,4 @@ def _write_grid(cells: Sequence[np.ndarray], columns: int, path: str | os.PathLi
             canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
             left += width + _MARGIN
         top += height + _MARGIN
-    if not cv2.imwrite(str(path), canvas[:, :, ::-1]):
-        raise OSError(f"The picture '{path}' could not be written.")
+    return canvas

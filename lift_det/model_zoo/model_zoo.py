@@ -129,7 +129,7 @@ def _not_found_message(name: str) -> str:
     message = f"lift_det has no config named '{name}'."
     if close:
         message += f" Close to it: {', '.join(close)}."
-    return message + " All names: `lift-det configs`, or lift_det.model_zoo.list_configs()."
+    return message + " All names: `lift-det configs --names`, or lift_det.model_zoo.list_configs()."
 
 
 def _check_weights_exist(name: str, weights: str) -> None:

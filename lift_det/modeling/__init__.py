@@ -4,6 +4,7 @@ from .agreement import check_lift, same_weights, weights_fingerprint
 from .build import add_lift_config, build_lift_rcnn, build_lift_vitdet_backbone
 from .features import FeatureExtractor
 from .lift import BilinearUpsample, FeatureUpsampler, LiFT, load_lift, save_lift
+from .named_vit import NamedViT, find_vit
 from .pyramid import LiFTFeaturePyramid
 from .rcnn import GeneralizedRCNN
 from .timm_vit import TimmViT
@@ -16,12 +17,14 @@ __all__ = [
     "GeneralizedRCNN",
     "LiFT",
     "LiFTFeaturePyramid",
+    "NamedViT",
     "TimmViT",
     "ViT",
     "add_lift_config",
     "build_lift_rcnn",
     "build_lift_vitdet_backbone",
     "check_lift",
+    "find_vit",
     "load_lift",
     "same_weights",
     "save_lift",

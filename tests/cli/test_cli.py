@@ -55,7 +55,7 @@ def test_version_and_wrong_command_lines(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["configs"]) == 0
+    assert cli.main(["configs", "--names"]) == 0
     assert capsys.readouterr().out.splitlines() == model_zoo.list_configs()
     name = "COCO/mask_rcnn_lift_vitdet_b_100ep.py"
     assert cli.main(["configs", "--path", name]) == 0
@@ -63,6 +63,27 @@ def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["configs", "--path", "COCO/mask_rcnn_lift_vitdet_b_100epochs"]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and name in captured.err
+
+
+def test_configs_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["configs"]) == 0
+    printed = capsys.readouterr().out
+    firsts = [line.split()[0] for line in printed.splitlines() if line]
+    assert [first for first in firsts if "/" in first and first.endswith((".py", ".yaml"))] == model_zoo.list_configs()
+    assert "GFLOPs" in printed and "torch" in printed.splitlines()[-1]
+    assert cli.main(["configs", "--format", "github"]) == 0
+    assert capsys.readouterr().out.startswith("| config ")
+    assert cli.main(["configs", "--device", "cpu"]) == 2
+    assert "belong to --measure" in capsys.readouterr().err
+
+
+def test_configs_measures_one_here(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
+    assert cli.main(["configs", "--measure", name, "--device", "cpu"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(name)]
+    assert f" {model_zoo.read_measurements()[name]['parameters'] / 1e6:.1f} " in row
+    assert cli.main(["configs", "--measure", "COCO/absent"]) == 1
+    assert "no config named" in capsys.readouterr().err
 
 
 def test_doctor_finds_nothing_wrong_here(clean_environment: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,8 @@ import timm
 import torch
 
 from lift_det import load_lift
-from lift_det.checkpoint import CheckpointError
 from lift_det.cli import main
-from lift_det.cli.pretrain import _architecture, _config
+from lift_det.cli.pretrain import _config
 from lift_det.data import write_synthetic_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,31 +72,12 @@ def test_explains_what_is_wrong(images, weights, tmp_path, capsys):
 
     assert "no model 'vit_smal_patch14'" in error("--images", images, "--backbone", "vit_smal_patch14")
     # heads are not guessed
-    assert "say --architecture" in error("--images", images, "--backbone", weights)
+    assert "--architecture" in error("--images", images, "--backbone", weights)
     assert "multiple of 64" in error("--images", images, "--backbone", "vit_tiny_patch16_224", "--image-size", "100")
     missing = error("--images", tmp_path / "none", "--backbone", weights, "--architecture", "vit_tiny_patch16_224")
     assert "does not exist" in missing
     assert "not supported" in error("--images", images, "--backbone", "resnet50")
     assert "There is no checkpoint at" in error("--images", images, "--backbone", "nowhere/weights.pth")
-
-
-def test_architectures_that_releases_imply(tmp_path):
-    def named(state):
-        torch.save(state, tmp_path / "file.pth")
-        return _architecture(tmp_path / "file.pth", None)
-
-    small = timm.create_model("vit_small_patch14_reg4_dinov2.lvd142m", img_size=56)
-    assert named(small.state_dict()) == ("vit_small_patch14_reg4_dinov2.lvd142m", {})
-    plain = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
-    dino = {"teacher": {f"backbone.{k}": v for k, v in plain.items()} | {"head.last_layer.weight_g": torch.ones(1, 1)}}
-    assert named(dino) == ("vit_small_patch16_224.dino", {})
-    moco = {f"module.base_encoder.{k}": v for k, v in plain.items()}
-    moco |= {k.replace("base", "momentum"): v for k, v in moco.items()}
-    name, extra = named({"state_dict": moco})
-    assert name == "vit_small_patch16_224" and extra["model.net.num_heads"] == 12
-    assert extra["model.pixel_mean"] == [123.675, 116.28, 103.53]
-    with pytest.raises(CheckpointError, match="number of heads"):
-        named(plain)
 
 
 def test_sizes_follow_the_patch(images):

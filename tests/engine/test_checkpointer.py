@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -78,6 +79,28 @@ def test_failure_while_saving_leaves_the_last_one_whole(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model.pth"]
     assert torch.equal(torch.load(tmp_path / "model.pth")["model"]["weight"], before)
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_is_whole(tmp_path):
+    """With files limited in size, which fails in the middle of writing as a full disk does."""
+    model = nn.Linear(1000, 100)
+    checkpointer = Checkpointer(model, str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match="could not be written. Make space.* from the beginning"):
+            checkpointer.save("model_0000001")
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        checkpointer.save("model_0000001")
+        before = model.weight.detach().clone()
+        nn.init.zeros_(model.weight)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match="model_0000001.pth', which is whole"):
+            checkpointer.save("model_0000002")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    assert torch.equal(torch.load(checkpointer.get_checkpoint_file())["model"]["weight"], before)
 
 
 def test_permissions_are_those_of_an_ordinary_file(tmp_path):

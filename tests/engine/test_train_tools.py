@@ -83,13 +83,16 @@ needs_upstreams_tool = pytest.mark.skipif(
 )
 def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
     options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
+    # which detectron2's passes over
+    options += ["train.trainer.accumulate=2", "train.trainer.precision=bfloat16", "train.trainer.ema_decay=0.9"]
+    options += ["train.hooks=[{_target_:lift_det.engine.BestCheckpoint,metric:bbox/AP50}]"]
     _run([tool, "--config-file", CONFIG, *options], synthetic)
     trained, evaluated = _metrics(tmp_path)
     assert {"bbox/AP50", "segm/AP50"} <= set(evaluated)
     assert [line["iteration"] for line in trained] == [0, 1] and 0 < trained[-1]["total_loss"] < 20
+    weights = tmp_path / ("model_best.pth" if tool == OURS else "model_final.pth")
     output = _run(
-        [tool, "--config-file", CONFIG, "--eval-only", *options, f"train.init_checkpoint={tmp_path}/model_final.pth"],
-        synthetic,
+        [tool, "--config-file", CONFIG, "--eval-only", *options, f"train.init_checkpoint={weights}"], synthetic
     )
     # untrained, yet the same to the last digit that is printed: it evaluated what it had saved
     printed = [line.split("copypaste: ")[1] for line in output.splitlines() if "copypaste: " in line]
@@ -155,18 +158,24 @@ def test_yacs(synthetic, tmp_path):
     assert trained[-1]["iteration"] == 3 and {"bbox/AP", "segm/AP"} <= set(evaluated)
 
 
-@pytest.mark.parametrize("freeze_lift", [True, False])
-def test_two_processes_end_with_the_same_parameters(freeze_lift, synthetic, tmp_path):
+@pytest.mark.parametrize(
+    ("start", "count", "freeze_lift"),
+    [
+        ([OURS], ["--num-gpus", 2, "--dist-url", "auto"], True),
+        (["-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone", OURS], [], False),
+    ],
+    ids=["num-gpus", "torchrun"],
+)
+def test_two_processes_end_with_the_same_parameters(start, count, freeze_lift, synthetic, tmp_path):
     options = [
         *TINY,
         f"train.output_dir={tmp_path}",
         "train.max_iter=3",
-        "train.device=cpu",
-        "train.ddp.device_ids=null",
+        "train.ddp.fp16_compression=True",  # as the COCO configs have it: not on a CPU
         f"model.backbone.freeze_lift={freeze_lift}",
         f"train.hooks=[{{_target_:tests.engine.compare_ranks.CompareRanks,path:{tmp_path}/ranks.json}}]",
     ]
-    _run([OURS, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto", *options], synthetic)
+    _run([*start, "--config-file", CONFIG, *count, *options], synthetic)
     report = json.loads((tmp_path / "ranks.json").read_text())
     assert (report["processes"], report["apart"], report["finite"]) == (2, 0.0, True)
     assert {"backbone.net", "backbone.simfp_2", "roi_heads.box_head"} <= set(report["changed"])

@@ -1,0 +1,121 @@
+"""A trained model from what its training left: configs of both kinds, and checkpoints that fit in full or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from omegaconf import OmegaConf
+
+from lift_det import model_zoo
+from lift_det.checkpoint import CheckpointError
+from lift_det.engine import load_model, read_output_folder
+from lift_det.engine.trained_model import find_weights, read_config
+from tests.engine.tiny_detector import tiny_config, write_output_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_output_folder(tmp_path_factory.mktemp("training") / "output")
+
+
+def test_an_output_folder_is_enough(folder: Path) -> None:
+    cfg, weights = read_output_folder(folder)
+    assert OmegaConf.to_container(cfg.model.backbone.net)["embed_dim"] == 32
+    assert weights == str(folder / "model_final.pth")
+    model = load_model(cfg, weights, "cpu")
+    assert not any(module.training for module in model.modules())
+    saved = torch.load(weights)["model"]
+    loaded = model.state_dict()
+    assert set(saved) == set(loaded)
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("names", "last", "expected"),
+    [
+        (["model_0000009.pth", "model_0000019.pth"], "model_0000009.pth", "model_0000009.pth"),
+        (["model_0000009.pth", "model_final.pth"], "model_0000009.pth", "model_final.pth"),
+        (["model_final.pth", "model_ema.pth"], "model_final.pth", "model_ema.pth"),
+        (["model_final.pth", "model_ema.pth", "model_best.pth"], "model_final.pth", "model_best.pth"),
+        # written as an absolute path on another machine
+        (["model_0000009.pth"], "/elsewhere/output/model_0000009.pth\n", "model_0000009.pth"),
+    ],
+)
+def test_which_checkpoint(tmp_path: Path, names: list[str], last: str, expected: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "last_checkpoint").write_text(last)
+    assert find_weights(tmp_path) == str(tmp_path / expected)
+
+
+def test_no_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(FileNotFoundError, match="model_final.pth, model_0000009.pth"):
+        find_weights(tmp_path)
+
+
+def test_configs_of_every_kind(folder: Path, tmp_path: Path) -> None:
+    name = "quick_schedules/mask_rcnn_lift_synthetic_cpu"
+    lazy = read_config(model_zoo.get_config_file(f"{name}.py"))
+    assert lazy.model.backbone.square_pad == 128
+    assert read_config(folder / "config.yaml").model.backbone.square_pad == 64
+    yacs = model_zoo.get_config(f"{name}.yaml")
+    (tmp_path / "config.yaml").write_text(yacs.dump())
+    again = read_config(tmp_path / "config.yaml")
+    assert isinstance(again, CfgNode) and again.MODEL.VIT == yacs.MODEL.VIT
+
+    with pytest.raises(FileNotFoundError, match="There is no config '.*absent.py'"):
+        read_config(tmp_path / "absent.py")
+    (tmp_path / "part.py").write_text("optimizer = dict(lr=1)\n")
+    with pytest.raises(ValueError, match="part.py' is no config of a model"):
+        read_config(tmp_path / "part.py")
+
+
+def test_what_a_training_would_start_from_is_not_read(folder: Path) -> None:
+    """The files may be gone by then, and a download would take a network."""
+    cfg = tiny_config()
+    cfg.model.backbone.lift.checkpoint = "/gone/lift.safetensors"
+    before = LazyConfig.to_py(cfg)
+    load_model(cfg, folder / "model_final.pth", "cpu")
+    assert LazyConfig.to_py(cfg) == before
+
+
+def test_checkpoints_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+    cfg = tiny_config()
+    with pytest.raises(CheckpointError, match="There is no file of weights '.*absent.pth'"):
+        load_model(cfg, tmp_path / "absent.pth")
+    state = torch.load(folder / "model_final.pth")["model"]
+    part = {name: value for name, value in state.items() if not name.startswith("roi_heads.box")}
+    torch.save({"model": part}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match="roi_heads.box_"):
+        load_model(cfg, tmp_path / "part.pth", "cpu")
+    # where the config lets a checkpoint fill it in part, for a training to start from: a prediction needs it whole
+    cfg.model.allow_partial = ["roi_heads"]
+    with pytest.raises(CheckpointError, match=r"is not of the whole model: \d+ of \d+ parameters"):
+        load_model(cfg, tmp_path / "part.pth", "cpu")
+    cfg = tiny_config()
+    cfg.model.roi_heads.num_classes = 7
+    with pytest.raises(CheckpointError):
+        load_model(cfg, folder / "model_final.pth", "cpu")
+
+
+def test_plain_yacs_configs_of_detectron2(tmp_path: Path) -> None:
+    """Those to which nobody has added what lift_det reads."""
+    from detectron2 import model_zoo as detectron2_zoo
+    from detectron2.modeling import build_model
+
+    cfg = get_cfg()
+    cfg.merge_from_file(detectron2_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    model = build_model(cfg)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    loaded = load_model(cfg, tmp_path / "model.pth", "cpu")
+    assert type(loaded).__name__ == "RetinaNet"
