@@ -2,21 +2,24 @@
 #   make install      .venv with everything; quick when it is already there
 #   make quickstart   the quick start of the README
 #   make test         every test that this machine can run
+#   make test-docs    the documentation's long commands, shortened
+#   make docs         the API reference, output/api/index.html
 #   make lint         ruff, as CI sees it
 # PYTHON is the interpreter that makes the environment, VENV its folder, PYTEST_ARGS what pytest is given besides -q:
-# by default two worker processes.
+# by default two worker processes, DOCS the folder of the API reference.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
+DOCS ?= output/api
 
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.lift_det_installed
 
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test test-docs docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 install: $(INSTALLED)
 
@@ -35,6 +38,16 @@ quickstart: install
 
 test: install
 	$(VENV_PYTHON) -m pytest -q $(PYTEST_ARGS)
+
+# one after the other, because a command may need what those before it have left
+test-docs: install
+	$(VENV_PYTHON) -m tests.docs.commands
+	$(VENV_PYTHON) -m pytest -q -m docs_long tests/docs --durations=0
+
+# lift_det and its rooms; what is in a room is shown there
+docs: install
+	$(VENV_PYTHON) -m pdoc --docformat google --template-directory docs/api --output-directory $(DOCS) \
+		lift_det lift_det.checkpoint lift_det.export lift_det.layers '!lift_det[.][a-z_]+[.]'
 
 lint: install
 	$(VENV_PYTHON) -m ruff check .

@@ -244,7 +244,10 @@ def fit_schedule(
     multiplier = cfg.lr_multiplier
     scheduler = multiplier.get("scheduler", {})
     if "milestones" in scheduler:
-        scheduler.milestones = [round(step * iterations / old_iterations) for step in scheduler.milestones]
+        steps = (round(step * iterations / old_iterations) for step in scheduler.milestones)
+        # in a very short training steps fall together, or behind its end
+        after = {step: value for step, value in zip(steps, scheduler["values"][1:], strict=True) if step < iterations}
+        scheduler.milestones, scheduler["values"] = list(after), [scheduler["values"][0], *after.values()]
         lines.append(f"steps of the learning rate at {list(scheduler.milestones)}")
     if scheduler.get("num_updates") is not None:
         scheduler.num_updates = iterations

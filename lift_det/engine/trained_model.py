@@ -127,14 +127,16 @@ def load_model(cfg: DictConfig | CfgNode, weights: str | os.PathLike, device: st
 
 
 def build_without_weights(cfg: DictConfig | CfgNode) -> nn.Module:
-    """The model of a config on the CPU, in training mode, before any weights: nothing is read or downloaded.
+    """The model of a config in training mode, before any weights: nothing is read or downloaded.
+
+    It is on torch's default device: the CPU, or the one of a ``with torch.device("meta")`` around the call.
 
     Args:
         cfg: a LazyConfig's or yacs's; not changed.
     """
     if isinstance(cfg, CfgNode):
         cfg = cfg.clone()
-        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.DEVICE = str(torch.get_default_device())
         if "LIFT" in cfg.MODEL:  # add_lift_config has been called
             cfg.MODEL.LIFT.CHECKPOINT = cfg.MODEL.VIT.CHECKPOINT = ""
             cfg.MODEL.VIT.PRETRAINED = False

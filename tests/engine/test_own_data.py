@@ -117,6 +117,16 @@ def test_the_length_can_be_said(given: dict, iterations: int) -> None:
     assert cfg.optimizer.lr == 3e-3
 
 
+@pytest.mark.parametrize(("iterations", "milestones", "values"), [(1, [], [1]), (2, [], [1]), (10, [9], [1, 0.1])])
+def test_steps_that_a_short_training_has_no_room_for_are_left_out(iterations, milestones, values) -> None:
+    cfg = model_zoo.get_config(COCO)  # steps at 8/9 and 26/27 of it
+    fit_schedule(cfg, 40, iterations=iterations)
+    scheduler = cfg.lr_multiplier.scheduler
+    assert list(scheduler.milestones) == milestones
+    assert list(scheduler["values"]) == pytest.approx(values)
+    instantiate(cfg.lr_multiplier)(0.99)
+
+
 def test_wrong_numbers_are_refused() -> None:
     for wrong in ({"epochs": 1, "iterations": 1}, {"batch_size": 0}, {"epochs": -1.0}):
         with pytest.raises(ValueError):
