@@ -58,7 +58,7 @@ class FeatureViewer:
         self._reverse = input_format == "BGR"
         self._upsamplers: dict[str, FeatureUpsampler] = {"bilinear": BilinearUpsample()}
         if extractor.lift is not None and not isinstance(extractor.lift, BilinearUpsample):
-            self._upsamplers["lift"] = extractor.lift
+            self._upsamplers["lift"] = extractor.lift.to(self._device)
 
     @classmethod
     def of_model(cls, model: nn.Module, lift: FeatureUpsampler | None = None) -> FeatureViewer:
