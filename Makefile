@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.lift_det_installed
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 install: $(INSTALLED)
 
