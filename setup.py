@@ -51,7 +51,22 @@ INSTALL_REQUIRES = [
     "yacs>=0.1.8",
 ]
 
+# `lift-det export` to ONNX; a .pt2 needs torch alone.
+EXPORT_REQUIRES = [
+    "onnx>=1.16",
+    "onnxruntime>=1.20",
+    # the one that was tested; earlier ones may resize otherwise at the border, which the comparison would find
+    "onnxscript>=0.7",
+]
+
 DEV_REQUIRES = [
+    *EXPORT_REQUIRES,
+    # tests/docs runs docs/tour.ipynb; `make docs` is pdoc's.
+    "ipykernel>=6.29",
+    "jupyter_client>=8.6",
+    "nbclient>=0.10.1",
+    "nbformat>=5.10",
+    "pdoc>=16",
     "pre-commit",
     "pytest>=8",
     "pytest-xdist",
@@ -123,7 +138,7 @@ setup(
     },
     py_modules=["lift_det_cli"],
     install_requires=INSTALL_REQUIRES,
-    extras_require={"dev": DEV_REQUIRES},
+    extras_require={"dev": DEV_REQUIRES, "export": EXPORT_REQUIRES},
     # Not lift_det.cli itself: see lift_det_cli.py.
     entry_points={"console_scripts": ["lift-det = lift_det_cli:main"]},
     cmdclass={"build_py": CleanBuildPy},

@@ -4,7 +4,7 @@ from .requirements_check import require_detectron2
 
 require_detectron2()
 
-from . import data, engine, evaluation, model_zoo, modeling  # noqa: E402
+from . import data, engine, evaluation, export, model_zoo, modeling  # noqa: E402
 from .engine import Predictor  # noqa: E402
 from .modeling import (  # noqa: E402
     BilinearUpsample,
@@ -31,6 +31,7 @@ __all__ = [
     "data",
     "engine",
     "evaluation",
+    "export",
     "load_lift",
     "model_zoo",
     "modeling",

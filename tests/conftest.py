@@ -1,10 +1,13 @@
 """What the tests share: where the real data is, and which tests need what a machine may lack."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

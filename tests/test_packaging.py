@@ -84,6 +84,7 @@ def test_wheel_has_the_package_and_nothing_beside_it(sources: Path, wheel: Path)
         f"lift_det-{__version__}.dist-info",
     }
     modules = {path.relative_to(sources).as_posix() for path in (sources / "lift_det").rglob("*.py")}
+    modules.add("lift_det/model_zoo/measurements.json")  # what `lift-det configs` shows
     assert modules <= set(names), f"not in the wheel (an __init__.py missing?): {sorted(modules - set(names))}"
     assert f"lift_det-{__version__}.dist-info/licenses/LICENSE" in names
 

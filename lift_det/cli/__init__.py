@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from lift_det.version import __version__
 
-from . import configs, doctor, eval, features, plot, predict, pretrain, train
+from . import configs, doctor, eval, export, features, plot, predict, pretrain, train
 from .arguments import UsageError, join_overrides
 
-SUBCOMMANDS = (doctor, configs, pretrain, train, eval, plot, features, predict)
+SUBCOMMANDS = (doctor, configs, pretrain, train, eval, plot, features, predict, export)
 
 _EPILOG = """\
 examples:
@@ -28,6 +28,7 @@ examples:
   lift-det features photo.jpg --from output/lift --output output/features
   lift-det eval output/mine        AP of a trained model, of each class; of several, side by side
   lift-det plot output/mine        losses, learning rate and AP of a training, as a picture
+  lift-det export backbone --from output/mine --output backbone.onnx
 """
 
 

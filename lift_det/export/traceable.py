@@ -1,0 +1,185 @@
+"""Models in operators that every format has, for sizes that are symbols."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
+from torch import Tensor, nn
+
+from lift_det.layers.rel_pos_attention.sdpa import masked_attention
+from lift_det.modeling import LiFT, LiFTFeaturePyramid, ViT
+from lift_det.modeling.vit_block import Attention, Block, MapLinear
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def traceable(model: M) -> M:
+    """A copy of a model that computes the same and can be traced for images of any size.
+
+    What is written for speed (a few rows of the map at a time, operators of lift_det's own) or asks about sizes (are
+    these the positions' own?) is replaced: blocks, windows and positions of :class:`lift_det.ViT`, the rotary positions
+    of DINOv3, the size at which the pyramid shows the image to its ViT, and how LiFT enlarges the image for patches of
+    14 pixels, which onnxruntime does less exactly. Everything else traces as it is, but for windows in a
+    :class:`lift_det.TimmViT`, whose number of kinds depends on the size.
+
+    Args:
+        model: in evaluation mode; not changed.
+
+    Returns:
+        The copy. It shares its weights with ``model``.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    model = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+    for module in list(model.modules()):
+        if isinstance(module, Block):
+            module.__class__ = _TraceableBlock
+            module.attn.__class__ = _TraceableAttention
+        elif isinstance(module, MapLinear):
+            module.__class__ = nn.Linear
+        elif isinstance(module, ViT) and module.pos_embed is not None:
+            positions = module.pos_embed[:, int(module.pretrain_use_cls_token) :]
+            module.patch_embed = _EmbeddingWithPositions(module.patch_embed, positions)
+            module.pos_embed = None
+        elif isinstance(module, LiFTFeaturePyramid):
+            module.input_scale = _Ratio(module.input_scale)
+        elif isinstance(module, LiFT) and module.patch_size < module._patch_pixels:
+            module.__class__ = _TraceableLiFT
+            module.patch_size = module._patch_pixels
+        elif type(module) is RotaryEmbeddingDinoV3 and module.normalize_coords == "separate":
+            module.__class__ = _TraceableRotaryEmbedding
+    return model
+
+
+class _TraceableBlock(Block):
+    """The block in one piece, as in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, H, W, C)."""
+        x = x + self.attn(self.norm1(x), self.window_size)
+        x = x + self.mlp(self.norm2(x))
+        if self.use_residual_block:
+            x = self.residual(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x
+
+
+class _TraceableAttention(Attention):
+    """Attention with its relative positions as a mask, and windows that are filled up whether they need it or not."""
+
+    def forward(self, x: Tensor, window_size: int = 0) -> Tensor:
+        """As :meth:`Attention.forward`."""
+        batch, height, width, _ = x.shape
+        if window_size:
+            # not -height // window_size, which cannot be reasoned about where sizes are symbols
+            down, across = (height + window_size - 1) // window_size, (width + window_size - 1) // window_size
+            x = F.pad(x, (0, 0, 0, across * window_size - width, 0, down * window_size - height))
+            # (B, down, window, across, window, C) → (B · down · across, window, window, C)
+            x = x.unflatten(2, (across, window_size)).unflatten(1, (down, window_size)).transpose(2, 3).flatten(0, 2)
+        grid = x.shape[1], x.shape[2]
+        # (B', h · w, 3, heads, d) → three of (B', heads, h · w, d)
+        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.use_rel_pos:
+            rows, columns = _vectors(self.rel_pos_h, grid[0]), _vectors(self.rel_pos_w, grid[1])
+            x = masked_attention(q, k, v, rows, columns, self.scale)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        # cloned, because formats lay the attention's result out in ways of their own
+        x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        x = x.flatten(2).unflatten(1, grid)  # (B', h, w, C)
+        if window_size:
+            x = x.unflatten(0, (batch, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            # a slice would be traced either for maps that were filled up or for those that were not
+            x = x.index_select(1, torch.arange(height, device=x.device))
+            x = x.index_select(2, torch.arange(width, device=x.device))
+        return self.proj(x)
+
+
+def _vectors(table: Tensor, length: int) -> Tensor:
+    """What ``relative_vectors`` of the layer gives for queries and keys of one length: (L, d) → (length, length, d).
+
+    The table is interpolated in any case: to its own length that changes nothing.
+    """
+    table = F.interpolate(table.t()[None], size=2 * length - 1, mode="linear")[0].t()
+    places = torch.arange(length, device=table.device)
+    return table[places[:, None] - places + (length - 1)]
+
+
+class _EmbeddingWithPositions(nn.Module):
+    """The patches with their positions, which are interpolated in any case: to their own grid that changes nothing."""
+
+    def __init__(self, embedding: nn.Module, positions: Tensor) -> None:
+        """
+        Args:
+            embedding: gives (N, h, w, C).
+            positions: (1, size², C), without those of other tokens.
+        """
+        super().__init__()
+        self.embedding = embedding
+        size = round(positions.shape[1] ** 0.5)
+        # a tensor of its own: views of the ViT's are not saved well
+        positions = positions.detach().unflatten(1, (size, size)).permute(0, 3, 1, 2).contiguous()
+        self.register_buffer("positions", positions)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, h, w, C)."""
+        patches = self.embedding(images)
+        size = patches.shape[1], patches.shape[2]
+        positions = F.interpolate(self.positions, size=size, mode="bicubic", align_corners=False)
+        return patches + positions.permute(0, 2, 3, 1)
+
+
+class _TraceableRotaryEmbedding(RotaryEmbeddingDinoV3):
+    """timm's, with coordinates that are divided by the sizes as they are, not by floats made of them."""
+
+    def _create_embed(self, feat_shape: Sequence[int], no_aug: bool = False) -> Tensor:
+        axes = [(torch.arange(length) + 0.5 + self.grid_offset) / length for length in feat_shape]
+        grid = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1)
+        if self.grid_indexing == "xy":
+            grid = grid.flip(-1)
+        return torch.cat(self._get_pos_embed_from_coords((2 * grid - 1).flatten(0, 1)), dim=-1)  # (h · w, 2 · dim)
+
+
+class _TraceableLiFT(LiFT):
+    """A LiFT whose patches have 16 pixels, once it has enlarged the image."""
+
+    def double(self, images: Tensor, features: Tensor) -> Tensor:
+        """As :meth:`LiFT.double`."""
+        height, width = features.shape[-2:]
+        images = _enlarge(images, dim=2, length=height * self.patch_size)
+        images = _enlarge(images, dim=3, length=width * self.patch_size)
+        return super().double(images, features)
+
+
+def _enlarge(images: Tensor, dim: int, length: int) -> Tensor:
+    """Bilinear interpolation along one side, with places in whole numbers.
+
+    onnxruntime has them in fp32, so that 448 pixels of noise enlarged to 512 are wrong by 3e-4, and LiFT's map is, too.
+    """
+    old = images.shape[dim]
+    # where the new pixels' middles lie between the old ones', in parts of 2 · length
+    places = ((2 * torch.arange(length, device=images.device) + 1) * old - length).clamp(min=0)
+    before = places // (2 * length)
+    share = (places - before * (2 * length)) / (2 * length)
+    after = (before + 1).clamp(max=old - 1)
+    share = share.to(images.dtype).view([-1 if i == dim else 1 for i in range(images.ndim)])
+    first, second = images.index_select(dim, before), images.index_select(dim, after)
+    return first + (second - first) * share
+
+
+class _Ratio:
+    """A scale whose product with a size is whole and needs no rounding, which not every format has."""
+
+    def __init__(self, value: float) -> None:
+        ratio = Fraction(value).limit_denominator(1024)
+        self.numerator, self.denominator = ratio.numerator, ratio.denominator
+
+    def __rmul__(self, size: int | torch.SymInt | Tensor) -> int | torch.SymInt:
+        if isinstance(size, Tensor):  # as torch.jit.trace has sizes
+            size = int(size)
+        return size * self.numerator // self.denominator
