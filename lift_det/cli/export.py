@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .arguments import UsageError, add_model_arguments, read_model_arguments
+from .arguments import UsageError, accept_overrides, add_model_arguments, read_model_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +76,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_model_arguments(backbone)
     _add_file_arguments(backbone)
-    backbone.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="overrides of the config, after all options")
+    backbone.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="overrides of the config")
+    accept_overrides(backbone, "opts")
     backbone.set_defaults(run=run, build=_backbone)
 
     detector = kinds.add_parser(
@@ -92,7 +93,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     detector.add_argument(
         "--size", nargs=2, type=int, metavar=("H", "W"), help="pixels (the square that the model pads to)"
     )
-    detector.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="overrides of the config, after all options")
+    detector.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="overrides of the config")
+    accept_overrides(detector, "opts")
     detector.set_defaults(run=run_detector)
 
 
