@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import types
 import warnings
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What detectron2 and fvcore raise while they are imported, on every run, and no user of ours can mend.
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release", category=UserWarning)
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in record.getMessage())
     if not arguments or {"-h", "--help", "--version"}.intersection(arguments):
         _stand_in_for_package(None)  # importing the package takes seconds, and help needs none of it
         return importlib.import_module("lift_det.cli").main(arguments)

@@ -79,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """What the rooms raise of what they were given; their messages say what to do."""
+    from torch.multiprocessing import ProcessRaisedException
+
     from lift_det.checkpoint import CheckpointError
     from lift_det.data import DatasetError
     from lift_det.model_zoo import ConfigNotFoundError
 
-    return CheckpointError, DatasetError, ConfigNotFoundError, OSError, ValueError, FloatingPointError
+    named = (CheckpointError, DatasetError, ConfigNotFoundError, ProcessRaisedException)
+    return *named, OSError, ValueError, FloatingPointError

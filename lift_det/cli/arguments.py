@@ -36,19 +36,22 @@ def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str]
     """
     from detectron2.config import CfgNode
 
-    from lift_det.engine.trained_model import find_weights, read_config
+    from lift_det.engine.trained_model import read_config, read_output_folder
 
     if bool(arguments.folder) == bool(arguments.config_file):
         raise UsageError("name a model: --from DIR, a training's output folder, or --config-file CONFIG --weights FILE")
     if arguments.config_file and not arguments.weights:
         raise UsageError("--config-file needs --weights FILE: the trained weights of that config")
-    path = os.path.join(arguments.folder, "config.yaml") if arguments.folder else find_config(arguments.config_file)
-    cfg = read_config(path)
-    weights = arguments.weights or find_weights(arguments.folder)
-    if isinstance(cfg, CfgNode):
-        cfg.merge_from_list([part for override in overrides for part in override.split("=", 1)])
+    if arguments.folder:
+        cfg, weights = read_output_folder(arguments.folder, arguments.weights)
     else:
-        cfg = apply_overrides(cfg, overrides)
+        cfg, weights = read_config(find_config(arguments.config_file)), arguments.weights
+    if not isinstance(cfg, CfgNode):
+        return apply_overrides(cfg, overrides), weights
+    try:
+        cfg.merge_from_list([part for override in overrides for part in override.split("=", 1)])
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UsageError(f"the overrides {list(overrides)} cannot be applied: {error}") from error
     return cfg, weights
 
 

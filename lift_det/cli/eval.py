@@ -163,8 +163,7 @@ def _use_dataset(test_cfg: Any, data: OwnCoco, predictor: Predictor) -> None:
     use_dataset(test_cfg, "test", data)
     evaluator = test_cfg.dataloader.evaluator
     evaluator._target_, evaluator.dataset_name = COCOEvaluator, data.name
-    if data.masks == "none":
-        evaluator.tasks = ["bbox"]
+    evaluator.tasks = ["bbox"] if data.masks == "none" else None  # of the predictions
 
 
 def _categories(predictor: Predictor) -> dict[int, str]:

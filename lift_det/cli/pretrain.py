@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
-from .arguments import accept_overrides
+from .arguments import UsageError, accept_overrides
 
 _EPILOG = """\
 examples:
@@ -56,31 +55,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train; 1 if something is wrong with what was given."""
+    """Train."""
     import torch
 
-    from lift_det.checkpoint import CheckpointError
-    from lift_det.data import DatasetError
     from lift_det.engine import launch
 
     if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
-        print("lift-det: on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.", file=sys.stderr)
-        return 1
+        raise UsageError("on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        config = _config(arguments, device)
-        launch(
-            _train,
-            arguments.num_gpus,
-            dist_url="auto",
-            args=(config, arguments.output, arguments.resume, arguments.opts),
-        )
-    except (CheckpointError, DatasetError, ValueError, OSError, torch.multiprocessing.ProcessRaisedException) as error:
-        print(f"lift-det: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("lift-det: stopped; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
-        return 1
+    launch(
+        _train,
+        arguments.num_gpus,
+        dist_url="auto",
+        args=(_config(arguments, device), arguments.output, arguments.resume, arguments.opts),
+    )
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 from typing import Any
 
@@ -53,8 +55,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and train; an error if the data cannot be used."""
+    import torch
+
     from lift_det.engine import launch
 
+    if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
+        raise UsageError("on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.")
     if arguments.check:
         _prepare(arguments)
         return 0
@@ -84,7 +90,8 @@ def _train(arguments: argparse.Namespace) -> None:
     # default_setup asks for these
     setup = argparse.Namespace(config_file="", opts=arguments.opts, eval_only=False, resume=arguments.resume)
     default_setup(cfg, setup)
-    do_train(setup, cfg)
+    with contextlib.redirect_stdout(io.StringIO()):  # COCO's tables; the figures are in metrics.json
+        do_train(setup, cfg)
     if comm.is_main_process():
         print(_closing(cfg.train.output_dir))
 
@@ -104,20 +111,25 @@ def _prepare(arguments: argparse.Namespace) -> Any:
         raise UsageError(f"'{path}' is no LazyConfig of a detector: `lift-det configs` lists those that are.")
     output = arguments.output or os.path.join("output", os.path.splitext(os.path.basename(path))[0])
     cfg.train.output_dir = output
-    # two annotation files may have one name
-    train_folder, val_folder = os.path.join(output, "data", "train"), os.path.join(output, "data", "val")
+    # two annotation files may have one name; and a check leaves alone what a training reads
+    data = os.path.join(output, "check" if arguments.check else "data")
+    train_folder, val_folder = os.path.join(data, "train"), os.path.join(data, "val")
 
     train = own_data.check_own_coco(arguments.dataset, train_folder)
     if arguments.val:
         val = own_data.check_own_coco(arguments.val, val_folder, train.categories)
     else:
         train, val = own_data.hold_out(train)
+        held_out = f"{val.num_images} images, every 10th, are held out for the evaluation (no --val)"
     train, val = own_data.own_coco(train, train_folder), own_data.own_coco(val, val_folder)
 
     if arguments.weights:
-        cfg.train.init_checkpoint = os.path.abspath(arguments.weights)
+        is_url = "://" in arguments.weights
+        cfg.train.init_checkpoint = arguments.weights if is_url else os.path.abspath(arguments.weights)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    mixed = "bfloat16" if cfg.train.amp.enabled and device != "cpu" else "float32"
+    precision = "float32"
+    if cfg.train.amp.enabled and device != "cpu":
+        precision = "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
     said = own_data.fit_schedule(
         cfg,
         train.num_images,
@@ -126,31 +138,40 @@ def _prepare(arguments: argparse.Namespace) -> Any:
         iterations=arguments.iterations,
         learning_rate=arguments.learning_rate,
     )
-    said = own_data.fit_classes(cfg, train) + said
+    said = [*([] if arguments.val else [held_out]), *own_data.fit_classes(cfg, train), *said]
     own_data.use_dataset(cfg, "train", train)
     own_data.use_dataset(cfg, "test", val)
     cfg.dataloader.evaluator.output_dir = "${train.output_dir}/inference"
     cfg.train.device = device
-    cfg.train.amp.enabled = mixed != "float32"
+    cfg.train.amp.enabled = precision != "float32"
     # all of its options, so that each can be overridden
     if "trainer" not in cfg.train:
         cfg.train.trainer = LazyCall(Trainer)(
-            accumulate=1, clip_norm=None, clip_value=None, precision=mixed, ema_decay=None
+            accumulate=1, clip_norm=None, clip_value=None, precision=precision, ema_decay=None
         )
-    best = "bbox/AP" if train.masks == "none" or "mask_head" not in cfg.model.roi_heads else "segm/AP"
+    with_masks = "mask_head" in cfg.model.roi_heads and val.masks != "none"
+    # stated, because an evaluator that is given no prediction cannot tell
+    cfg.dataloader.evaluator.tasks = ["bbox", "segm"] if with_masks else ["bbox"]
+    own_hooks = (BestCheckpoint, PredictionPictures, ProgressBar)  # a config that this command has saved has them
     cfg.train.hooks = [
-        *cfg.train.get("hooks", []),
-        LazyCall(BestCheckpoint)(metric=best),
+        *(hook for hook in cfg.train.get("hooks", []) if _class_of(hook) not in own_hooks),
+        LazyCall(BestCheckpoint)(metric="segm/AP" if with_masks else "bbox/AP"),
         LazyCall(PredictionPictures)(
             dataset="${dataloader.test.dataset}",
             dataset_name="${dataloader.test.dataset.names}",
             mapper="${dataloader.test.mapper}",
-            period=cfg.train.eval_period,
+            period="${train.eval_period}",
         ),
         LazyCall(ProgressBar)(),
     ]
     print("\n".join([f"\nFitted to the data, from {path}:", *(f"  {line}" for line in said)]), flush=True)
     return apply_overrides(cfg, arguments.opts)
+
+
+def _class_of(hook: Any) -> type:
+    from detectron2.utils.registry import locate
+
+    return locate(hook._target_) if isinstance(hook._target_, str) else hook._target_
 
 
 def _closing(output: str) -> str:
@@ -159,7 +180,7 @@ def _closing(output: str) -> str:
 
     return (
         f"\n{result_table(recorded_result(output))}\n\n"
-        f"In {output}: model_best.pth, model_final.pth, metrics.json, config.yaml. Next:\n"
+        f"In {output}: checkpoints (the best is model_best.pth), metrics.json, config.yaml. Next:\n"
         f"  lift-det eval {output}\n"
         f"  lift-det plot {output}\n"
         f"  lift-det predict IMAGES --from {output} --output {os.path.join(output, 'predictions')}"

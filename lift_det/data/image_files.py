@@ -49,6 +49,8 @@ def find_files(
     hidden_from_search = None if exclude is None else os.path.realpath(exclude)
     for given in map(os.fspath, inputs):
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+        if hidden_from_search is not None and not os.path.exists(given):
+            matches = [match for match in matches if not _is_in(match, hidden_from_search)]
         if not matches:
             failures.append((given, "there is no such file or folder, and as a pattern it matches none"))
         for match in matches:
@@ -73,6 +75,10 @@ def find_files(
         name = os.path.relpath(absolute, root).replace(os.sep, "/")
         files.setdefault(absolute, InputFile(path, name, path.lower().endswith(VIDEO_SUFFIXES)))
     return list(files.values()), failures
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return os.path.realpath(path).startswith(os.path.join(folder, ""))
 
 
 def _walk(root: str, exclude: str | None, failures: list[tuple[str, str]]) -> Iterator[str]:

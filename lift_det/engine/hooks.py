@@ -90,7 +90,7 @@ class BestCheckpoint(HookBase):
             raise ValueError(problem)
         if not comm.is_main_process():
             return
-        value, iteration = results[self.metric], min(self.trainer.iter, self.trainer.max_iter - 1)
+        value, iteration = results.get(self.metric, math.nan), min(self.trainer.iter, self.trainer.max_iter - 1)
         if math.isnan(value) or (self.best is not None and not self._better(value)):
             best = "there is no better yet" if self.best is None else f"the best is {self.best:.5f}"
             logger.info("%s is %.5f after iteration %d; %s.", self.metric, value, iteration, best)
@@ -104,7 +104,9 @@ class BestCheckpoint(HookBase):
         return value > self.best if self.mode == "max" else value < self.best
 
     def _problem(self, results: dict[str, Any]) -> str:
-        if self.metric in results or not comm.is_main_process():
+        # where a model finds nothing at all yet, COCO's evaluators name the boxes' figures alone
+        nothing = bool(results) and all(map(math.isnan, results.values()))
+        if nothing or self.metric in results or not comm.is_main_process():
             return ""
         known = ", ".join(results) or "nothing at all: there is no dataloader.evaluator"
         return f"BestCheckpoint(metric='{self.metric}'): the evaluation has no such figure. It gave {known}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import weakref
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from .checkpointer import Checkpointer
 from .hooks import EvalHook, SaveAverages
+from .trained_model import WEIGHT_FILES
 from .trainer import Trainer, averaged_weights
 
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -99,14 +101,28 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     # a checkpoint holds the iteration that it finished
     start = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    if main and start == 0:
+        _set_aside(cfg.train.output_dir)
     trainer.train(start, cfg.train.max_iter)
+
+
+def _set_aside(folder: str) -> None:
+    """Renames what an earlier training in the same folder has left as its best: it would be taken for this one's."""
+    for name in WEIGHT_FILES:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            os.replace(path, f"{path}.old")
+            logger.warning("'%s' is of an earlier training: renamed to '%s.old'.", path, name)
 
 
 def _stated_trainer(cfg: DictConfig) -> tuple[type[SimpleTrainer], dict[str, Any]]:
     """The class of the trainer, and the options that the config states for it."""
     stated = dict(cfg.train.get("trainer") or {"_target_": AMPTrainer if cfg.train.amp.enabled else SimpleTrainer})
     target = stated.pop("_target_", Trainer)
-    return locate(target) if isinstance(target, str) else target, stated
+    target = locate(target) if isinstance(target, str) else target
+    if issubclass(target, Trainer) and cfg.train.amp.enabled:
+        stated.setdefault("precision", "float16")  # as detectron2's own AMP
+    return target, stated
 
 
 def _build_trainer(cfg: DictConfig, model: nn.Module, loader: Any, optimizer: Any) -> SimpleTrainer:

@@ -16,8 +16,8 @@ from lift_det.modeling import add_lift_config
 
 from .checkpointer import Checkpointer
 
-#: what a training leaves, in the order in which it is looked for; after them what `last_checkpoint` names
-WEIGHT_FILES = ("model_best.pth", "model_ema.pth", "model_final.pth")
+#: what a training leaves besides, in the order in which it is looked for; after them what `last_checkpoint` names
+WEIGHT_FILES = ("model_best.pth", "model_ema.pth")
 
 
 def read_output_folder(
@@ -60,6 +60,7 @@ def find_weights(folder: str | os.PathLike) -> str:
     if os.path.isfile(last):
         with open(last, encoding="utf-8") as file:
             names.append(os.path.basename(file.read().strip()))
+    names.append("model_final.pth")  # what last_checkpoint names in the end
     for name in names:
         path = os.path.join(folder, name)
         if name and os.path.isfile(path):

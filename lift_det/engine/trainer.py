@@ -176,7 +176,8 @@ class Trainer(SimpleTrainer):
         raise FloatingPointError(
             f"The {what} at iteration {self.iter}: {known}\n"
             f"The weights were not changed by them, and nothing was written. {last} Look at these images and their "
-            "annotations; where they are right, lower optimizer.lr or clip the gradients (train.trainer.clip_norm)."
+            "annotations; where they are right, clip the gradients (train.trainer.clip_norm), or start anew with a "
+            "lower optimizer.lr, which --resume would not take up."
         )
 
     def state_dict(self) -> dict[str, Any]:

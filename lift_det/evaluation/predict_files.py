@@ -197,6 +197,7 @@ class _Run:
 
 def _targets(files: Sequence[InputFile], output: Path) -> dict[str, Path]:
     """Where each file's picture goes, by its path."""
+    sources = {os.path.realpath(file.path) for file in files}
     targets: dict[str, Path] = {}
     taken: set[str] = set()
     for file in files:
@@ -208,8 +209,10 @@ def _targets(files: Sequence[InputFile], output: Path) -> dict[str, Path]:
             name += Path(name).suffix
         taken.add(name.lower())
         target = output / name
-        if target.exists() and os.path.samefile(target, file.path):
-            raise ValueError(f"The picture of '{file.path}' would be written over it: name another output folder.")
+        if os.path.realpath(target) in sources:
+            raise ValueError(
+                f"The picture of '{file.path}' would be written over the input '{target}': name another output folder."
+            )
         targets[file.path] = target
     return targets
 

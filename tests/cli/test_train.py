@@ -94,6 +94,29 @@ def test_resume_goes_on(own: Path, tmp_path: Path) -> None:
     assert [line["iteration"] for line in read_metrics(tmp_path) if "segm/AP" in line] == [1, 2]
 
 
+def test_a_new_training_sets_aside_what_an_earlier_one_left(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_ema.pth").write_bytes(b"earlier")
+    command = ["train", CONFIG, "--dataset", f"{own}/train.json:{own}/images", "--val", f"{own}/val.json:{own}/images"]
+    command += ["--batch-size", "1", "--iterations", "1", "--output", str(tmp_path), *SMALL]
+    # a model that finds nothing, as one may after a few iterations, is no error
+    assert main([*command, "model.roi_heads.box_predictor.test_score_thresh=1.0"]) == 0
+    assert (tmp_path / "model_ema.pth.old").read_bytes() == b"earlier"
+    assert not (tmp_path / "model_ema.pth").exists()
+    # and what it has saved is a config to train on
+    config = str(tmp_path / "config.yaml")
+    assert main([command[0], config, *command[2:], "--check"]) == 0
+
+
+def test_masks_that_only_the_training_set_has_are_not_evaluated(own: Path, tmp_path: Path) -> None:
+    content = json.loads((own / "val.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    command = ["train", CONFIG, "--dataset", f"{own}/train.json:{own}/images", "--iterations", "1", "--batch-size", "1"]
+    assert main([*command, "--val", f"{tmp_path}/boxes.json:{own}/images", "--output", str(tmp_path), *SMALL]) == 0
+    assert "bbox/AP" in read_metrics(tmp_path)[-1] and "segm/AP" not in read_metrics(tmp_path)[-1]
+
+
 def test_check_says_what_would_be_done_and_trains_nothing(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,9 +144,9 @@ def test_check_says_what_would_be_done_and_trains_nothing(
     assert f"annotation {broken}" in printed
     assert "700 iterations" in printed
     assert not (output / "metrics.json").exists()
-    left = json.loads((output / "data" / "train" / "edited.json").read_text())["annotations"]
+    left = json.loads((output / "check" / "train" / "edited.json").read_text())["annotations"]
     assert broken not in {a["id"] for a in left} and left
-    assert f"annotation {broken}" in (output / "data" / "train" / "findings.txt").read_text()
+    assert f"annotation {broken}" in (output / "check" / "train" / "findings.txt").read_text()
 
 
 def test_errors_in_the_annotations_stop_it(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +170,7 @@ def test_without_val_every_tenth_image_is_held_out(own: Path, tmp_path: Path) ->
             main(["train", CONFIG, "--dataset", f"{own}/train.json:{own}/images", "--check", "--output", str(tmp_path)])
             == 0
         )
-    parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "data").glob("*/*.json"))]
+    parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "check").glob("*/*.json"))]
     ids = [{image["id"] for image in part["images"]} for part in parts]
     assert [len(part) for part in ids] == [11, 1] and not ids[0] & ids[1]
     assert all(

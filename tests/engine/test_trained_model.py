@@ -39,7 +39,9 @@ def test_an_output_folder_is_enough(folder: Path) -> None:
     ("names", "last", "expected"),
     [
         (["model_0000009.pth", "model_0000019.pth"], "model_0000009.pth", "model_0000009.pth"),
-        (["model_0000009.pth", "model_final.pth"], "model_0000009.pth", "model_final.pth"),
+        (["model_0000009.pth", "model_final.pth"], "model_final.pth", "model_final.pth"),
+        (["model_0000009.pth", "model_final.pth"], "model_0000009.pth", "model_0000009.pth"),  # it is an earlier one's
+        (["model_final.pth"], "", "model_final.pth"),
         (["model_final.pth", "model_ema.pth"], "model_final.pth", "model_ema.pth"),
         (["model_final.pth", "model_ema.pth", "model_best.pth"], "model_final.pth", "model_best.pth"),
         # written as an absolute path on another machine
@@ -55,7 +57,7 @@ def test_which_checkpoint(tmp_path: Path, names: list[str], last: str, expected:
 
 def test_no_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(FileNotFoundError, match="model_final.pth, model_0000009.pth"):
+    with pytest.raises(FileNotFoundError, match="model_0000009.pth, model_final.pth"):
         find_weights(tmp_path)
 
 
