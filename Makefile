@@ -47,7 +47,7 @@ test-docs: install
 # lift_det and its rooms; what is in a room is shown there
 docs: install
 	$(VENV_PYTHON) -m pdoc --docformat google --template-directory docs/api --output-directory $(DOCS) \
-		lift_det lift_det.checkpoint lift_det.export lift_det.layers '!lift_det[.][a-z_]+[.]'
+		lift_det lift_det.checkpoint lift_det.layers '!lift_det[.][a-z_]+[.]'
 
 lint: install
 	$(VENV_PYTHON) -m ruff check .

@@ -38,7 +38,8 @@ def test_a_config_may_state_its_trainer():
         ("cuda", {}, {"fp16_compression": True}),
         ("cuda", {"precision": "float16"}, {"fp16_compression": True}),
         ("cuda", {"precision": "bfloat16"}, {"fp16_compression": False}),
-        ("cuda", {"accumulate": 2}, {"fp16_compression": False}),
+        ("cuda", {"accumulate": 2}, {"fp16_compression": True}),  # of the precision that amp means
+        ("cuda", {"precision": "float32"}, {"fp16_compression": False}),
     ],
 )
 def test_processes_exchange_gradients_as_fits_device_and_trainer(device, trainer, expected, monkeypatch):
