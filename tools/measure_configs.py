@@ -24,9 +24,9 @@ from benchmarking import Worker
 from tqdm import tqdm
 
 from lift_det import model_zoo
-from lift_det.checkpoint import write_atomically
 from lift_det.engine import measure_config
 from lift_det.engine.measure import describe_hardware
+from lift_det.files import write_text_atomically
 from lift_det.model_zoo.measurements import MEASUREMENTS_FILE
 
 
@@ -69,7 +69,7 @@ def _run(job: partial) -> dict[str, Any]:
 def _write(measurements: dict[str, dict[str, Any]], path: Path) -> None:
     """A line for each config: what changed is then seen in a diff."""
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(measured)}" for name, measured in measurements.items())
-    write_atomically(path, lambda file: file.write(f"{{\n{lines}\n}}\n".encode()))
+    write_text_atomically(path, f"{{\n{lines}\n}}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reading state dicts from files without running code in them, and writing files that are never half there."""
+"""Reading state dicts from files without running code in them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import argparse
 import contextlib
 import json
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -125,30 +123,3 @@ def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Ten
     if state_dict and all(name.startswith(prefix) for name in state_dict):
         return {name[len(prefix) :]: value for name, value in state_dict.items()}
     return dict(state_dict)
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file so that whatever happens, ``path`` holds the old content or the new, never a part.
-
-    Args:
-        path: the file to write; its folder must exist.
-        write: is given the open binary file.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written; what was at ``path`` is still there.
-    """
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a checkpoint gets the permissions that open() would have given it
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

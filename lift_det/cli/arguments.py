@@ -55,6 +55,19 @@ def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str]
     return cfg, weights
 
 
+def choose_device(arguments: argparse.Namespace) -> str:
+    """``--device``, or a GPU where there is one.
+
+    Raises:
+        UsageError: several processes on a CPU, where detectron2 would have them meet on the GPUs.
+    """
+    import torch
+
+    if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
+        raise UsageError("on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.")
+    return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def find_config(name: str) -> str:
     """The path of a config: itself if there is such a file, else that of the model zoo's.
 

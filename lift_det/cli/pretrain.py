@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import UsageError, accept_overrides
+from .arguments import accept_overrides, choose_device
 
 _EPILOG = """\
 examples:
@@ -56,13 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
-    import torch
-
     from lift_det.engine import launch
 
-    if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
-        raise UsageError("on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.")
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(arguments)
     launch(
         _train,
         arguments.num_gpus,

@@ -8,7 +8,7 @@ import io
 import os
 from typing import Any
 
-from .arguments import UsageError, accept_overrides, apply_overrides, find_config
+from .arguments import UsageError, accept_overrides, apply_overrides, choose_device, find_config
 
 _EPILOG = """\
 examples:
@@ -55,12 +55,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and train; an error if the data cannot be used."""
-    import torch
-
     from lift_det.engine import launch
 
-    if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
-        raise UsageError("on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.")
+    arguments.device = choose_device(arguments)
     if arguments.check:
         _prepare(arguments)
         return 0
@@ -126,9 +123,8 @@ def _prepare(arguments: argparse.Namespace) -> Any:
     if arguments.weights:
         is_url = "://" in arguments.weights
         cfg.train.init_checkpoint = arguments.weights if is_url else os.path.abspath(arguments.weights)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = "float32"
-    if cfg.train.amp.enabled and device != "cpu":
+    if cfg.train.amp.enabled and arguments.device != "cpu":
         precision = "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
     said = own_data.fit_schedule(
         cfg,
@@ -142,7 +138,7 @@ def _prepare(arguments: argparse.Namespace) -> Any:
     own_data.use_dataset(cfg, "train", train)
     own_data.use_dataset(cfg, "test", val)
     cfg.dataloader.evaluator.output_dir = "${train.output_dir}/inference"
-    cfg.train.device = device
+    cfg.train.device = arguments.device
     cfg.train.amp.enabled = precision != "float32"
     # all of its options, so that each can be overridden
     if "trainer" not in cfg.train:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .coco_json import write_at_once
+from lift_det.files import write_text_atomically
 
 ERROR, SKIPPED, NOTED = "error", "skipped", "noted"
 
@@ -147,7 +147,7 @@ class CocoCheck:
             content = json.dumps([asdict(finding) for finding in self.findings], indent=1)
         else:
             content = "".join(f"{f.severity}, {f.kind}: {f.text}\n" for f in self.findings)
-        write_at_once(path, content)
+        write_text_atomically(path, content)
 
     def _of(self, severity: str) -> list[CocoFinding]:
         return [finding for finding in self.findings if finding.severity == severity]

@@ -1,11 +1,9 @@
-"""COCO's annotation files: reading them with errors that say what is wrong, and writing them in one step."""
+"""COCO's annotation files, read with errors that say what is wrong."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from .errors import DatasetError
@@ -63,21 +61,3 @@ def read_coco(json_file: str, what: str, advice: str = "") -> dict[str, Any]:
             "another data set."
         )
     return content
-
-
-def write_at_once(path: str | os.PathLike, content: str) -> None:
-    """Writes a text file so that ``path`` holds the old content or the new, never a part.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full; what was at ``path`` is still there.
-    """
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .video import VIDEO_SUFFIXES
@@ -46,6 +46,10 @@ def find_files(
     """
     paths: list[str] = []
     roots, failures = [], []
+
+    def unreadable(error: OSError) -> None:
+        failures.append((str(error.filename), str(error.strerror)))
+
     hidden_from_search = None if exclude is None else os.path.realpath(exclude)
     for given in map(os.fspath, inputs):
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
@@ -55,7 +59,7 @@ def find_files(
             failures.append((given, "there is no such file or folder, and as a pattern it matches none"))
         for match in matches:
             if os.path.isdir(match):
-                found = list(_walk(match, hidden_from_search, failures))
+                found = list(walk(match, IMAGE_SUFFIXES + VIDEO_SUFFIXES, hidden_from_search, unreadable))
                 if found:
                     roots.append(match)
                     paths += found
@@ -81,10 +85,20 @@ def _is_in(path: str, folder: str) -> bool:
     return os.path.realpath(path).startswith(os.path.join(folder, ""))
 
 
-def _walk(root: str, exclude: str | None, failures: list[tuple[str, str]]) -> Iterator[str]:
-    def unreadable(error: OSError) -> None:
-        failures.append((str(error.filename), str(error.strerror)))
+def walk(
+    root: str,
+    suffixes: tuple[str, ...],
+    exclude: str | None = None,
+    unreadable: Callable[[OSError], None] | None = None,
+) -> Iterator[str]:
+    """The files below a folder that end in one of the suffixes, upper case too; hidden ones are passed over.
 
+    Args:
+        root: the folder; links are followed, but not round in circles.
+        suffixes: with their dots, in lower case.
+        exclude: real path of a folder below it that is passed over.
+        unreadable: is told of a folder that cannot be read.
+    """
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
         real = os.path.realpath(folder)
@@ -92,8 +106,9 @@ def _walk(root: str, exclude: str | None, failures: list[tuple[str, str]]) -> It
             subfolders.clear()
             continue
         seen.add(real)
+        # In order, so that of two ways to the same folder it is always the same one that is taken.
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             # hidden ones too: archives from a Mac bring a "._photo.jpg" that is none
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield os.path.join(folder, name)

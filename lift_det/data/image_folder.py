@@ -21,6 +21,7 @@ from torch.utils import data as torchdata
 
 from .augmentation import Augmentation, ColorJitter, seeded_generator
 from .errors import DatasetError
+from .image_files import walk
 from .images import read_rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -335,25 +336,10 @@ def _find_images(root: Path) -> list[str]:
             f"The image folder '{root}' {problem} (looked from '{Path.cwd()}'). Expected a folder with images "
             f"({', '.join(EXTENSIONS)}) at any depth: name another, or put the images there."
         )
-    files = []
-    seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up would lead round in circles
-            subfolders.clear()
-            continue
-        seen.add(real)
-        # In order, so that of two ways to the same folder it is always the same one that is taken.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        # Hidden files too: archives from a Mac bring a "._photo.jpg" that is none.
-        files += [
-            os.path.join(folder, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
+    files = sorted(walk(str(root), EXTENSIONS))
     if not files:
         raise DatasetError(
             f"The image folder '{root}' holds no image at any depth: expected files that end in "
             f"{', '.join(EXTENSIONS)} (upper case too). Put images there, or name another folder."
         )
-    return sorted(files)
+    return files

@@ -11,8 +11,10 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from lift_det.files import write_text_atomically
+
 from .coco_findings import CocoCheck
-from .coco_json import read_coco, write_at_once
+from .coco_json import read_coco
 from .dataset_dicts import get_dataset_dicts
 from .errors import DatasetError
 
@@ -123,7 +125,7 @@ def write_own_coco(check: CocoCheck, folder: str | os.PathLike) -> str:
     if path.resolve() == Path(check.json_file).resolve():
         raise ValueError(f"'{path}' is the file that was checked: write to another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_at_once(path, json.dumps(check.cleaned))
+    write_text_atomically(path, json.dumps(check.cleaned))
     return str(path)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lift_det.files import write_text_atomically
+
 from .coco_check import check_coco
-from .coco_json import write_at_once
 from .errors import DatasetError
 
 SPLITS = ("train", "val")
@@ -83,7 +84,7 @@ def write_small_coco(
         entries = [_copy_image(images[id_], check.image_root, output / "images") for id_ in sorted(chosen)]
         content: dict[str, Any] = {"info": {}, "licenses": check.cleaned["licenses"], "images": entries}
         content |= {"annotations": annotations, "categories": categories}
-        write_at_once(output / f"my_{split}.json", json.dumps(content))
+        write_text_atomically(output / f"my_{split}.json", json.dumps(content))
     return output
 
 

@@ -24,7 +24,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .coco_json import write_at_once
+from lift_det.files import write_text_atomically
+
 from .polygons import mask_to_polygons
 from .shapes import CLASS_NAMES, background, coverage, outline, texture
 
@@ -239,7 +240,7 @@ def _write_split(folder: Path, parameters: dict[str, Any]) -> None:
         "annotations": annotations,
         "categories": CATEGORIES,
     }
-    write_at_once(json_file, json.dumps(content))
+    write_text_atomically(json_file, json.dumps(content))
     logging.getLogger(f"detectron2.{__name__}").info(
         "Drew %d images with %d objects into '%s'.", count, len(annotations), image_folder
     )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from lift_det.checkpoint import CheckpointError, read_checkpoint, read_state_dict, strip_prefix, write_atomically
+from lift_det.checkpoint import CheckpointError, read_checkpoint, read_state_dict, strip_prefix
+from lift_det.files import write_atomically
 
 
 class Checkpointer(DetectionCheckpointer):

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_atomically
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.evaluation import inference_context
 from torch import Tensor
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_atomically
 from lift_det.modeling.features import FeatureExtractor
 from lift_det.modeling.lift import FeatureUpsampler, resize_images
 

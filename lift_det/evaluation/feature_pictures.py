@@ -10,7 +10,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_atomically
 
 from .feature_maps import principal_colours, similarity_to
 

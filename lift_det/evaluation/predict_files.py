@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from lift_det.checkpoint import write_atomically
 from lift_det.data import DatasetError
 from lift_det.data.image_files import InputFile, find_files
 from lift_det.data.images import read_rgb
 from lift_det.data.video import VideoReader, VideoWriter
+from lift_det.files import write_atomically
 from lift_det.modeling.rcnn import GeneralizedRCNN
 
 from .detections_picture import draw_detections

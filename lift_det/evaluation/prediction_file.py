@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_text_atomically
 
 from .coco_instances import instances_to_coco_json, with_category_ids
 
@@ -82,4 +82,4 @@ class PredictionFile:
             "annotations": self._annotations,
             "categories": self._categories,
         }
-        write_atomically(self.path, lambda file: file.write(json.dumps(content).encode()))
+        write_text_atomically(self.path, json.dumps(content))

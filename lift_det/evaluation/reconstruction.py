@@ -16,7 +16,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_atomically
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_atomically
 
 from .result_tables import class_figures, overall_figures
 from .results import TASKS, EvaluationResult, folder_names, is_detection, read_metrics

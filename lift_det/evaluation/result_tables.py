@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_text_atomically
 
 from .results import TASKS, EvaluationResult, is_detection, result_as_json, write_json
 
@@ -90,7 +90,7 @@ def write_comparison(results: Sequence[EvaluationResult], folder: str | os.PathL
     table, figures = (os.path.join(folder, f"comparison.{ending}") for ending in ("md", "json"))
     text = comparison_table(results)
     os.makedirs(folder, exist_ok=True)
-    write_atomically(table, lambda file: file.write(f"{text}\n".encode()))
+    write_text_atomically(table, f"{text}\n")
     write_json(figures, {"results": [result_as_json(result) for result in results]})
     return [table, figures]
 

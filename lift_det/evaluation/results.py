@@ -16,7 +16,7 @@ from typing import Any
 import detectron2
 import torch
 
-from lift_det.checkpoint import write_atomically
+from lift_det.files import write_text_atomically
 from lift_det.version import __version__
 
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -197,4 +197,4 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
     versions = {"lift_det": __version__, "detectron2": detectron2.__version__, "torch": torch.__version__}
     time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     text = json.dumps({**content, "versions": versions, "time": time}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+    write_text_atomically(path, f"{text}\n")

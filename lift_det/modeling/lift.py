@@ -18,8 +18,8 @@ from lift_det.checkpoint import (
     load_strictly,
     read_state_dict,
     strip_prefix,
-    write_atomically,
 )
+from lift_det.files import write_atomically
 
 from .lift_networks import AttentionPool, FeatureNorm, TrunkNetwork
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lift_det.checkpoint import CheckpointError, read_state_dict, write_atomically
+from lift_det.checkpoint import CheckpointError, read_state_dict
 from lift_det.engine import Checkpointer, ClippedAdamW
+from lift_det.files import write_atomically
 
 
 class Counter:

@@ -1,0 +1,41 @@
+"""Files that are whole whatever happens: for every room, and with the standard library alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file so that whatever happens, ``path`` holds the old content or the new, never a part.
+
+    Args:
+        path: the file to write; its folder must exist.
+        write: is given the open binary file.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; what was at ``path`` is still there.
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a checkpoint gets the permissions that open() would have given it
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(path: str | os.PathLike, text: str) -> None:
+    """Writes a text in UTF-8 as :func:`write_atomically` does."""
+    write_atomically(path, lambda file: file.write(text.encode()))
