@@ -95,12 +95,10 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> Any:
     """The config for this data, after a page on the data and the rules that were followed."""
-    import torch
-    from detectron2.config import CfgNode, LazyCall
+    from detectron2.config import CfgNode
 
-    from lift_det.engine import BestCheckpoint, ProgressBar, Trainer, own_data
+    from lift_det.engine import fit_config
     from lift_det.engine.trained_model import read_config
-    from lift_det.evaluation import PredictionPictures
 
     path = find_config(arguments.config)
     cfg = read_config(path)
@@ -108,66 +106,21 @@ def _prepare(arguments: argparse.Namespace) -> Any:
         raise UsageError(f"'{path}' is no LazyConfig of a detector: `lift-det configs` lists those that are.")
     output = arguments.output or os.path.join("output", os.path.splitext(os.path.basename(path))[0])
     cfg.train.output_dir = output
-    # two annotation files may have one name; and a check leaves alone what a training reads
-    data = os.path.join(output, "check" if arguments.check else "data")
-    train_folder, val_folder = os.path.join(data, "train"), os.path.join(data, "val")
-
-    train = own_data.check_own_coco(arguments.dataset, train_folder)
-    if arguments.val:
-        val = own_data.check_own_coco(arguments.val, val_folder, train.categories)
-    else:
-        train, val = own_data.hold_out(train)
-        held_out = f"{val.num_images} images, every 10th, are held out for the evaluation (no --val)"
-    train, val = own_data.own_coco(train, train_folder), own_data.own_coco(val, val_folder)
-
-    if arguments.weights:
-        is_url = "://" in arguments.weights
-        cfg.train.init_checkpoint = arguments.weights if is_url else os.path.abspath(arguments.weights)
-    precision = "float32"
-    if cfg.train.amp.enabled and arguments.device != "cpu":
-        precision = "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
-    said = own_data.fit_schedule(
+    fit_config(
         cfg,
-        train.num_images,
+        arguments.dataset,
+        arguments.val,
+        # a check leaves alone what a training reads
+        data_folder=os.path.join(output, "check" if arguments.check else "data"),
+        weights=arguments.weights,
+        device=arguments.device,
         batch_size=arguments.batch_size,
         epochs=arguments.epochs,
         iterations=arguments.iterations,
         learning_rate=arguments.learning_rate,
+        say=lambda text: print(f"{text}\n", flush=True),
     )
-    said = [*([] if arguments.val else [held_out]), *own_data.fit_classes(cfg, train), *said]
-    own_data.use_dataset(cfg, "train", train)
-    own_data.use_dataset(cfg, "test", val)
-    cfg.dataloader.evaluator.output_dir = "${train.output_dir}/inference"
-    cfg.train.device = arguments.device
-    cfg.train.amp.enabled = precision != "float32"
-    # all of its options, so that each can be overridden
-    if "trainer" not in cfg.train:
-        cfg.train.trainer = LazyCall(Trainer)(
-            accumulate=1, clip_norm=None, clip_value=None, precision=precision, ema_decay=None
-        )
-    with_masks = "mask_head" in cfg.model.roi_heads and val.masks != "none"
-    # stated, because an evaluator that is given no prediction cannot tell
-    cfg.dataloader.evaluator.tasks = ["bbox", "segm"] if with_masks else ["bbox"]
-    own_hooks = (BestCheckpoint, PredictionPictures, ProgressBar)  # a config that this command has saved has them
-    cfg.train.hooks = [
-        *(hook for hook in cfg.train.get("hooks", []) if _class_of(hook) not in own_hooks),
-        LazyCall(BestCheckpoint)(metric="segm/AP" if with_masks else "bbox/AP"),
-        LazyCall(PredictionPictures)(
-            dataset="${dataloader.test.dataset}",
-            dataset_name="${dataloader.test.dataset.names}",
-            mapper="${dataloader.test.mapper}",
-            period="${train.eval_period}",
-        ),
-        LazyCall(ProgressBar)(),
-    ]
-    print("\n".join([f"\nFitted to the data, from {path}:", *(f"  {line}" for line in said)]), flush=True)
     return apply_overrides(cfg, arguments.opts)
-
-
-def _class_of(hook: Any) -> type:
-    from detectron2.utils.registry import locate
-
-    return locate(hook._target_) if isinstance(hook._target_, str) else hook._target_
 
 
 def _closing(output: str) -> str:

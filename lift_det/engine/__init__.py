@@ -2,6 +2,7 @@
 
 from .checkpointer import Checkpointer
 from .ema import EMA
+from .fit_config import fit_config
 from .hooks import BestCheckpoint
 from .launch import launch
 from .lift_pretraining import LiFTPretraining
@@ -29,6 +30,7 @@ __all__ = [
     "create_ddp_model",
     "do_test",
     "do_train",
+    "fit_config",
     "launch",
     "load_model",
     "measure_config",

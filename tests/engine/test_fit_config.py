@@ -5,7 +5,8 @@ from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from lift_det import model_zoo
-from lift_det.engine.own_data import OwnCoco, fit_classes, fit_schedule, use_dataset
+from lift_det.engine.fit_config import fit_classes, fit_schedule
+from lift_det.engine.own_data import OwnCoco, use_dataset
 
 SMALL = "quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
 COCO = "COCO/mask_rcnn_lift_vitdet_b_100ep.py"
