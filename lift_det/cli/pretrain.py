@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .arguments import accept_overrides, choose_device
+from .arguments import accept_overrides, apply_overrides, choose_device
 
 _EPILOG = """\
 examples:
@@ -106,7 +106,7 @@ def _config(arguments: argparse.Namespace, device: str) -> dict[str, object]:
 
 def _train(values: dict[str, object], output: str, resume: bool, opts: list[str]) -> None:
     """What each process runs."""
-    from detectron2.config import LazyCall, LazyConfig, instantiate
+    from detectron2.config import LazyCall, instantiate
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from omegaconf import OmegaConf
@@ -121,7 +121,7 @@ def _train(values: dict[str, object], output: str, resume: bool, opts: list[str]
     own_statistics = {"model.pixel_mean": None, "model.pixel_std": None}
     for name, value in {**own_statistics, **values}.items():
         OmegaConf.update(cfg, name, value, merge=False, force_add=True)
-    cfg = LazyConfig.apply_overrides(cfg, opts)
+    cfg = apply_overrides(cfg, opts)
     cfg.train.output_dir = output  # where the table is read
     train = cfg.dataloader.train
     try:
