@@ -4,17 +4,19 @@ from .requirements_check import require_detectron2
 
 require_detectron2()
 
-from . import data, engine, evaluation, export, model_zoo, modeling  # noqa: E402
+from . import config, data, engine, evaluation, export, model_zoo, modeling, visualization  # noqa: E402
 from .engine import Predictor  # noqa: E402
 from .modeling import (  # noqa: E402
     BilinearUpsample,
     FeatureExtractor,
     LiFT,
     LiFTFeaturePyramid,
+    LiFTPlus,
     TimmViT,
     ViT,
     add_lift_config,
     load_lift,
+    save_lift,
 )
 from .version import __version__  # noqa: E402
 
@@ -23,11 +25,13 @@ __all__ = [
     "FeatureExtractor",
     "LiFT",
     "LiFTFeaturePyramid",
+    "LiFTPlus",
     "Predictor",
     "TimmViT",
     "ViT",
     "__version__",
     "add_lift_config",
+    "config",
     "data",
     "engine",
     "evaluation",
@@ -35,4 +39,6 @@ __all__ = [
     "load_lift",
     "model_zoo",
     "modeling",
+    "save_lift",
+    "visualization",
 ]

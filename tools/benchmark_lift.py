@@ -15,16 +15,18 @@ import torch
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
-from lift_det import LiFT, TimmViT
+from lift_det import LiFT, LiFTPlus, TimmViT
 
+_BARE = dict(pool=0, normalize=False, keep_length=False)
 KINDS = {
-    "the paper's": dict(residual=False),
-    "residual": dict(),
-    "residual, pool 3": dict(pool=3),
-    "trunk": dict(network="trunk"),
-    "trunk, pool 3": dict(network="trunk", pool=3),
-    "trunk, pool 5": dict(network="trunk", pool=5),
-    "trunk, pool 3, normalize": dict(network="trunk", pool=3, normalize=True),
+    "the paper's": (LiFT, dict(residual=False)),
+    "residual": (LiFT, {}),
+    "residual, pool 3": (LiFTPlus, {**_BARE, "network": "paper", "pool": 3}),
+    "trunk": (LiFTPlus, _BARE),
+    "trunk, pool 3": (LiFTPlus, {**_BARE, "pool": 3}),
+    "trunk, pool 5": (LiFTPlus, {**_BARE, "pool": 5}),
+    "trunk, pool 3, normalize": (LiFTPlus, {**_BARE, "pool": 3, "normalize": True}),
+    "LiFTPlus (lengths kept, too)": (LiFTPlus, {}),
 }
 
 
@@ -42,8 +44,8 @@ def main() -> None:
     with torch.no_grad():
         features = vit(images)["last_feat"]
         lifts = {
-            name: LiFT(vit.embed_dim, vit.patch_size, **options).eval().to(args.device)
-            for name, options in KINDS.items()
+            name: kind(vit.embed_dim, vit.patch_size, **options).eval().to(args.device)
+            for name, (kind, options) in KINDS.items()
         }
         runs = {"ViT": lambda: vit(images)}
         runs |= {name: lambda lift=lift: lift(images, features) for name, lift in lifts.items()}

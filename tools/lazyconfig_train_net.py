@@ -12,15 +12,15 @@ config (lift_det.engine.do_train), checkpoints that a kill cannot break, safeten
 
 import argparse
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup
 
-import lift_det  # noqa: F401  registers data sets
+from lift_det import config
 from lift_det.engine import Checkpointer, create_ddp_model, do_test, do_train, launch
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    cfg = config.load(args.config_file, args.opts)
     default_setup(cfg, args)
     if not args.eval_only:
         do_train(args, cfg)

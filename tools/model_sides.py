@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -44,12 +43,9 @@ def our_config(name: str, overrides: Sequence[str], image_size: int) -> DictConf
     Raises:
         ValueError: a yacs config.
     """
-    if Path(name).is_file():
-        cfg = LazyConfig.load(name) if name.endswith(".py") else None
-    else:
-        from lift_det import model_zoo as lift_det_model_zoo
+    from lift_det import config
 
-        cfg = lift_det_model_zoo.get_config(name)
+    cfg = config.load(name)
     if not isinstance(cfg, DictConfig):
         raise ValueError(f"{name} is no LazyConfig (.py).")
     backbone = cfg.model.backbone

@@ -12,17 +12,17 @@ import os
 import weakref
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.solver.build import build_optimizer, get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import build_optimizer, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from lift_det import add_lift_config
+from lift_det import config
 from lift_det.data import DatasetMapper, get_dataset_dicts
-from lift_det.engine import Checkpointer, LayerDecay, launch
+from lift_det.engine import Checkpointer, LayerDecay, get_optimizer_params, launch
 from lift_det.evaluation import COCOEvaluator
 
 
@@ -52,7 +52,7 @@ class Trainer(DefaultTrainer):
             return build_optimizer(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "ADAMW":
             raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; it can be 'ADAMW' or 'SGD'.")
-        params = get_default_optimizer_params(
+        params = get_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
@@ -73,10 +73,7 @@ class Trainer(DefaultTrainer):
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    cfg = get_cfg()
-    add_lift_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = config.load(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg

@@ -1,8 +1,8 @@
 # The control for mask_rcnn_lift_vitdet_b_fast_100ep: as many pixels, without LiFT.
 from detectron2.config import LazyCall as L
 
-from lift_det.modeling import BilinearUpsample
+from lift_det.modeling import LazyUpsampler
 
 from .mask_rcnn_lift_vitdet_b_fast_100ep import dataloader, lr_multiplier, model, optimizer, train
 
-model.backbone.lift = L(BilinearUpsample)()
+model.backbone.lift = L(LazyUpsampler)(name="bilinear", checkpoint="")

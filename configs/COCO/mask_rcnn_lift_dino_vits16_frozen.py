@@ -10,12 +10,6 @@ model.backbone.net = L(TimmViT)(
     name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", norm=True, out_feature="last_feat"
 )
 model.backbone.freeze_net = True
-model.backbone.lift.in_channels = 384
-model.backbone.lift.patch_size = 16
 train.init_checkpoint = ""
-
-# 25 ep = 46094 iters * 64 images/iter / 118000 images/ep; steps at 8/9 and 26/27 as in the 100 epochs
-train.max_iter = 46094
-lr_multiplier.scheduler.milestones = [train.max_iter * 8 // 9, train.max_iter * 26 // 27]
-lr_multiplier.scheduler.num_updates = train.max_iter
-lr_multiplier.warmup_length = 250 / train.max_iter
+train.epochs = 25
+lr_multiplier.warmup_length = 250 / 46094

@@ -2,4 +2,3 @@
 from .mask_rcnn_lift_dino_vits16_frozen import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.input_scale = 0.5
-model.backbone.scale_factors = (4.0, 2.0, 1.0, 0.5)

@@ -3,5 +3,4 @@
 from .mask_rcnn_lift_dino_vits16_frozen import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.net.name = "vit_small_patch14_dinov2.lvd142m"
-model.backbone.lift.patch_size = 14
 model.backbone.input_scale = 14 / 16

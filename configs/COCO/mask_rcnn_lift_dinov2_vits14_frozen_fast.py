@@ -2,4 +2,3 @@
 from .mask_rcnn_lift_dinov2_vits14_frozen import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.input_scale = 7 / 16
-model.backbone.scale_factors = (4.0, 2.0, 1.0, 0.5)

@@ -14,6 +14,4 @@ optimizer.params.lr_factor_func.update(lr_decay_rate=0.9, num_layers=32)
 optimizer.params.overrides = {}
 optimizer.params.weight_decay_norm = None
 
-train.max_iter = train.max_iter * 3 // 4  # 100 ep -> 75 ep
-lr_multiplier.scheduler.milestones = [milestone * 3 // 4 for milestone in lr_multiplier.scheduler.milestones]
-lr_multiplier.scheduler.num_updates = train.max_iter
+train.epochs = 75

@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from lift_det.engine import LayerDecay
+from lift_det.engine import LayerDecay, get_optimizer_params
 
 from ..common.data.coco_loader_lsj import dataloader
 from ..common.models.mask_rcnn_vitdet import model
@@ -14,18 +14,20 @@ train.amp.enabled = True
 train.ddp.fp16_compression = True
 train.init_checkpoint = "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_base.pth?matching_heuristics=True"
 
-# 100 ep = 184375 iters * 64 images/iter / 118000 images/ep
-train.max_iter = 184375
+train.epochs = 100
+train.epoch_images = 118000
+train.max_iter = "${lift_det.iterations:${train.epochs},${train.epoch_images},${dataloader.train.total_batch_size}}"
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(
         values=[1.0, 0.1, 0.01],
-        milestones=[163889, 177546],
-        num_updates=train.max_iter,
+        milestones=[24, 26],  # of 27 parts, however long the training is
+        num_updates=27,
     ),
-    warmup_length=250 / train.max_iter,
+    warmup_length=250 / 184375,
     warmup_factor=0.001,
 )
 
 optimizer = model_zoo.get_config("common/optim.py").AdamW
-optimizer.params.lr_factor_func = L(LayerDecay)(lr_decay_rate=0.7, num_layers=12, lift_lr_rate=1.0)
+optimizer.params._target_ = get_optimizer_params
+optimizer.params.lr_factor_func = L(LayerDecay)(lr_decay_rate=0.7, num_layers=12, lift_lr_rate=None)
 optimizer.params.overrides = {"pos_embed": {"weight_decay": 0.0}}

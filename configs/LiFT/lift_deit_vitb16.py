@@ -2,5 +2,4 @@
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "deit_base_patch16_224.fb_in1k"
-model.lift.in_channels = 768
 train.output_dir = "./output/lift_deit_vitb16"

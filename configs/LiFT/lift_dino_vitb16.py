@@ -2,5 +2,4 @@
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_base_patch16_224.dino"
-model.lift.in_channels = 768
 train.output_dir = "./output/lift_dino_vitb16"

@@ -2,6 +2,4 @@
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_base_patch8_224.dino"
-model.lift.in_channels = 768
-model.lift.patch_size = 8
 train.output_dir = "./output/lift_dino_vitb8"

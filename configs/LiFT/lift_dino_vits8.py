@@ -2,5 +2,4 @@
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_small_patch8_224.dino"
-model.lift.patch_size = 8
 train.output_dir = "./output/lift_dino_vits8"

@@ -2,5 +2,4 @@
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_small_patch14_reg4_dinov2.lvd142m"
-model.lift.patch_size = 14
 train.output_dir = "./output/lift_dinov2_reg_vits14"

@@ -2,6 +2,4 @@
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_large_patch14_dinov2.lvd142m"
-model.lift.in_channels = 1024
-model.lift.patch_size = 14
 train.output_dir = "./output/lift_dinov2_vitl14"

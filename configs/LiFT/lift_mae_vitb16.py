@@ -24,5 +24,4 @@ model.net = L(ViT)(
 )
 model.pixel_mean = [123.675, 116.28, 103.53]
 model.pixel_std = [58.395, 57.12, 57.375]
-model.lift.in_channels = 768
 train.output_dir = "./output/lift_mae_vitb16"

@@ -9,5 +9,4 @@ model.net.pretrained = False
 model.net.checkpoint = os.path.join(os.environ.get("LIFT_DET_WEIGHTS", "weights"), "vit-b-300ep.pth.tar")
 model.pixel_mean = [123.675, 116.28, 103.53]  # timm's ViT of this name is another one, with other statistics
 model.pixel_std = [58.395, 57.12, 57.375]
-model.lift.in_channels = 768
 train.output_dir = "./output/lift_mocov3_vitb16"

@@ -10,7 +10,6 @@ _photographs = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "
 model.net.name = "vit_small_patch14_dinov2.lvd142m"
 model.net.pretrained = False
 model.net.checkpoint = os.path.join(os.environ.get("LIFT_DET_WEIGHTS", "weights"), "vit_small_patch14_fp16.safetensors")
-model.lift.patch_size = 14
 model.autocast = "bfloat16"
 model.feature_cache = "${train.output_dir}/features"
 
@@ -27,8 +26,9 @@ optimizer.betas = (0.9, 0.98)
 train.device = "cpu"
 train.amp.enabled = False  # detectron2's needs CUDA; model.autocast is for any device
 train.ddp.device_ids = None
-train.max_iter = 7000  # 20 ep = 7000 iters * 2 images/iter / 700 images/ep: each of the 2 views 10 times
-train.eval_period = train.max_iter
+train.epochs = 20  # 7000 iterations: each of the 2 views 10 times
+train.epoch_images = 700
+train.eval_period = "${train.max_iter}"
 train.log_period = 50
 train.output_dir = "./output/lift_vits14_cpu"
 lr_multiplier.warmup_length = 0.02

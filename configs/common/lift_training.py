@@ -10,25 +10,15 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import OmegaConf
 
 from lift_det.data import ImageFolder, build_image_folder_loader
-from lift_det.engine import ClippedAdamW, LiFTPretraining
+from lift_det.engine import ClippedAdamW
 from lift_det.evaluation import ReconstructionEvaluator
-from lift_det.modeling import LiFT, TimmViT
+from lift_det.modeling import LazyUpsampler, LiFTPretraining, TimmViT
 
 _coco = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "coco")
 
 model = L(LiFTPretraining)(
     net=L(TimmViT)(name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", norm=True),
-    lift=L(LiFT)(
-        in_channels=384,
-        patch_size=16,
-        residual=True,
-        norm="BN",
-        network="trunk",
-        pool=3,
-        normalize=True,
-        keep_length=True,
-        checkpoint="",
-    ),
+    lift=L(LazyUpsampler)(name=None, checkpoint=""),  # "lift_plus", or what a checkpoint holds
     pixel_mean=None,  # the ViT's own
     pixel_std=None,
     layer=None,
@@ -68,16 +58,17 @@ optimizer.max_norm = 1.0
 optimizer.lr = 1e-3
 optimizer.weight_decay = 0.05
 
-# 5 ep = 18437 iters * 32 images/iter / 118000 images/ep
 train = model_zoo.get_config("common/train.py").train
+train.epochs = 5
+train.epoch_images = 118000
+train.max_iter = "${lift_det.iterations:${train.epochs},${train.epoch_images},${dataloader.train.total_batch_size}}"
 train.seed = 0  # of the first weights, and of which image is seen when and how
 train.amp.enabled = True
-train.max_iter = 18437
 train.eval_period = 5000
 train.checkpointer.period = 1000
 train.checkpointer.max_to_keep = 2  # the frozen ViT is in each
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-    warmup_length=250 / train.max_iter,
+    warmup_length=250 / 18438,
     warmup_factor=0.001,
 )

@@ -5,12 +5,13 @@ import os
 from detectron2 import model_zoo
 
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
-from ..common.models.small_vit import lift, net
+from ..common.models.small_vit import net
 
 _constants = model_zoo.get_config("common/data/constants.py").constants
 _images = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "synthetic")
 
-model.net, model.lift = net, lift
+model.net = net
+model.lift.name = "lift"  # the paper's network, residual: what the detector builds, too
 model.pixel_mean = _constants.imagenet_rgb256_mean
 model.pixel_std = _constants.imagenet_rgb256_std
 model.objectives.full_from_quarter = 0.0  # the paper's two
@@ -27,10 +28,11 @@ optimizer.weight_decay = 0.01
 train.device = "cpu"
 train.amp.enabled = False
 train.output_dir = "./output/lift_synthetic"
-train.max_iter = 100
-train.eval_period = 100
+train.epochs = 0.8  # 100 iterations
+train.epoch_images = 1000
+train.eval_period = "${train.max_iter}"
 train.log_period = 10
 train.checkpointer.period = 100
 lr_multiplier.warmup_length = 0.1
 
-del lift, net  # they are in the model
+del net  # it is in the model

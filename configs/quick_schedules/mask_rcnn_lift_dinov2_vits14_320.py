@@ -48,7 +48,6 @@ optimizer._target_ = ClippedAdamW
 optimizer.max_norm = 1.0
 optimizer.lr = 5e-4
 
-# 2 ep = 59000 iters * 4 images/iter / 118000 images/ep
-train.max_iter = 59000
+train.epochs = 2
 lr_multiplier.scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=0.01)
-lr_multiplier.warmup_length = 250 / train.max_iter
+lr_multiplier.warmup_length = 250 / 59000

@@ -7,7 +7,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from lift_det.engine import ClippedAdamW
 
 from ..COCO.mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
-from ..common.models.small_vit import lift, net
+from ..common.models.small_vit import net
 
 _image_size = 128
 _levels = ["p2", "p3", "p4", "p5"]
@@ -24,8 +24,6 @@ dataloader.train.mapper.augmentations = [
 dataloader.test.mapper.augmentations = []
 
 model.backbone.net = net
-model.backbone.lift = lift
-model.backbone.scale_factors = (1.0, 0.5, 0.25, 0.125)
 model.backbone.top_block = None
 model.backbone.out_channels = _channels
 model.backbone.square_pad = _image_size
@@ -59,11 +57,12 @@ train.amp.enabled = False
 train.ddp.fp16_compression = False  # only AMP scales the gradients for it
 train.init_checkpoint = ""  # `make quickstart` gives that of lift_synthetic_cpu
 train.output_dir = "./output/mask_rcnn_synthetic"
-train.max_iter = 700
-train.eval_period = 700
+train.epochs = 5.6  # 700 iterations
+train.epoch_images = 1000
+train.eval_period = "${train.max_iter}"
 train.log_period = 20
 train.checkpointer.period = 350
 lr_multiplier.scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=0.01)
-lr_multiplier.warmup_length = 100 / train.max_iter
+lr_multiplier.warmup_length = 100 / 700
 
-del lift, net  # they are in the model
+del net  # it is in the model

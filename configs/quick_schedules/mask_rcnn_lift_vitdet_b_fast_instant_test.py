@@ -3,4 +3,3 @@ from .mask_rcnn_lift_vitdet_b_instant_test import dataloader, lr_multiplier, mod
 
 train.output_dir = "./output/instant_test_fast"
 model.backbone.input_scale = 0.5
-model.backbone.scale_factors = (4.0, 2.0, 1.0, 0.5)

@@ -5,11 +5,12 @@ import os
 from .mask_rcnn_lift_dinov2_vits14_320 import dataloader, image_size, lr_multiplier, model, optimizer, train
 
 train.output_dir = "./output/overfit"
-train.max_iter = 300
-train.eval_period = 300
+train.epochs = 150  # 300 iterations
+train.epoch_images = 8
+train.eval_period = "${train.max_iter}"
 train.log_period = 10
 train.checkpointer.period = 100
-lr_multiplier.warmup_length = 20 / train.max_iter
+lr_multiplier.warmup_length = 20 / 300
 
 dataloader.train.dataset.names = dataloader.test.dataset.names = "coco_2017_train_overfit8"
 dataloader.train.num_workers = dataloader.test.num_workers = 0

@@ -18,9 +18,8 @@ from .arrays import read_arrays
 # Where the common trainers put the weights inside a checkpoint, in the order they are looked for.
 _STATE_DICT_KEYS = ("model", "state_dict", "teacher", "student", "model_state", "module")
 
-
-#: under which name a LiFT says, in the metadata of its state dict, what it is and what features it is for
-LIFT_FACTS = "lift"
+#: under this name an upsampler's settings and features stand beside its tensors, where torch keeps module versions
+METADATA_KEY = "lift"
 
 
 class CheckpointError(RuntimeError):
@@ -37,8 +36,8 @@ def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
         path: the file. A wrapping such as ``{"model": {...}}`` or ``{"state_dict": {...}}`` is taken off.
 
     Returns:
-        ``(state_dict, metadata)``; metadata is what a safetensors file carries beside its tensors, or what a LiFT in a
-        training's checkpoint says of itself, else empty.
+        ``(state_dict, metadata)``; metadata is what a safetensors file carries beside its tensors, or what an
+        upsampler in a checkpoint has beside its own, else empty.
 
     Raises:
         CheckpointError: the file is missing, is not a checkpoint, is broken, or would have to run code.
@@ -104,7 +103,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors in a checkpoint, and what a LiFT among them says of itself."""
+    """The tensors in a checkpoint, and the metadata of an upsampler among them."""
     if not isinstance(loaded, Mapping):
         return {}, {}
     # wrappings first: beside them training checkpoints hold loose tensors, such as random states
@@ -112,8 +111,7 @@ def _unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, str]]:
         inner, metadata = _unwrap(loaded.get(key))
         if inner:
             return inner, metadata
-    # torch keeps what modules say of themselves beside the tensors of a state dict
-    facts = [said[LIFT_FACTS] for said in getattr(loaded, "_metadata", {}).values() if LIFT_FACTS in said]
+    facts = [entry[METADATA_KEY] for entry in getattr(loaded, "_metadata", {}).values() if METADATA_KEY in entry]
     tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     return tensors, dict(facts[0]) if len(facts) == 1 else {}
 

@@ -1,4 +1,4 @@
-"""The `lift-det` command. Each subcommand is a file here with an `add_parser(subparsers)`, and thin: rooms do the work.
+"""The `lift-det` command. Each subcommand is a thin file here with an `add_parser(subparsers)`.
 
 Nothing here imports more than the standard library until a subcommand runs, so that help is immediate, and so that
 `doctor` can run in an environment that is broken (see lift_det_cli.py).
@@ -64,26 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `lift-det configs | head`: nothing is wrong, and Python is not to complain when it flushes at exit.
         sys.stderr.close()
         return 0
-    except UsageError as error:
-        print(f"lift-det {arguments.subcommand}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("lift-det: stopped.", file=sys.stderr)
         return 130  # as a shell has it
     except Exception as error:
+        if isinstance(error, _usage_errors()):
+            print(f"lift-det {arguments.subcommand}: {error}", file=sys.stderr)
+            return 2
         if not isinstance(error, _expected_errors()):
             raise
         print(f"lift-det: {error}", file=sys.stderr)
         return 1
 
 
+def _usage_errors() -> tuple[type[Exception], ...]:
+    from lift_det.config import OverrideError
+
+    return UsageError, OverrideError
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """What the rooms raise of what they were given; their messages say what to do."""
+    """Errors reported without a traceback: their messages say what to do."""
     from torch.multiprocessing import ProcessRaisedException
 
     from lift_det.checkpoint import CheckpointError
+    from lift_det.config import ConfigNotFoundError
     from lift_det.data import DatasetError
-    from lift_det.model_zoo import ConfigNotFoundError
 
     named = (CheckpointError, DatasetError, ConfigNotFoundError, ProcessRaisedException)
     return *named, OSError, ValueError, FloatingPointError

@@ -32,27 +32,19 @@ def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str]
 
     Raises:
         UsageError: neither a folder nor a config with weights was named, or both.
-        FileNotFoundError, ValueError, lift_det.model_zoo.ConfigNotFoundError: what was named is not there or unusable.
+        FileNotFoundError, ValueError, lift_det.config.ConfigNotFoundError: what was named is not there or unusable.
     """
-    from detectron2.config import CfgNode
-
-    from lift_det.engine.trained_model import read_config, read_output_folder
+    from lift_det import config
+    from lift_det.engine import read_output_folder
 
     if bool(arguments.folder) == bool(arguments.config_file):
         raise UsageError("name a model: --from DIR, a training's output folder, or --config-file CONFIG --weights FILE")
     if arguments.config_file and not arguments.weights:
         raise UsageError("--config-file needs --weights FILE: the trained weights of that config")
-    if arguments.folder:
-        cfg, weights = read_output_folder(arguments.folder, arguments.weights)
-    else:
-        cfg, weights = read_config(find_config(arguments.config_file)), arguments.weights
-    if not isinstance(cfg, CfgNode):
-        return apply_overrides(cfg, overrides), weights
-    try:
-        cfg.merge_from_list([part for override in overrides for part in override.split("=", 1)])
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UsageError(f"the overrides {list(overrides)} cannot be applied: {error}") from error
-    return cfg, weights
+    if not arguments.folder:
+        return config.load(arguments.config_file, overrides), arguments.weights
+    cfg, weights = read_output_folder(arguments.folder, arguments.weights)
+    return config.apply_overrides(cfg, overrides), weights
 
 
 def choose_device(arguments: argparse.Namespace) -> str:
@@ -66,33 +58,6 @@ def choose_device(arguments: argparse.Namespace) -> str:
     if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
         raise UsageError("on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.")
     return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def find_config(name: str) -> str:
-    """The path of a config: itself if there is such a file, else that of the model zoo's.
-
-    Raises:
-        lift_det.model_zoo.ConfigNotFoundError: neither.
-    """
-    from lift_det import model_zoo
-
-    return name if os.path.isfile(name) else model_zoo.get_config_file(name)
-
-
-def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
-    """``key=value`` on a LazyConfig, as detectron2's tools take them.
-
-    Raises:
-        UsageError: an override that cannot be read.
-    """
-    from detectron2.config import LazyConfig
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
-    except (HydraException, OmegaConfBaseException, KeyError) as error:
-        raise UsageError(f"the overrides {list(overrides)} cannot be applied: {error}") from error
 
 
 def accept_overrides(parser: argparse.ArgumentParser, positional: str) -> None:
@@ -115,6 +80,6 @@ def is_override(value: str) -> bool:
 
 
 def split_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Parts positional arguments into names (of files, of folders) and ``key=value`` overrides."""
+    """Splits positional arguments into names (of files, of folders) and ``key=value`` overrides."""
     overrides = [value for value in values if is_override(value)]
     return [value for value in values if value not in overrides], overrides

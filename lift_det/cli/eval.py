@@ -6,11 +6,11 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from .arguments import UsageError, accept_overrides, find_config, read_model_arguments, split_overrides
+from .arguments import UsageError, accept_overrides, read_model_arguments, split_overrides
 
 if TYPE_CHECKING:
     from lift_det.engine import Predictor
-    from lift_det.engine.own_data import OwnCoco
+    from lift_det.engine.recipes.own_data import OwnCoco
     from lift_det.evaluation import EvaluationResult
 
 _EPILOG = """\
@@ -61,7 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print and write."""
-    from lift_det.evaluation import comparison_table, plot_comparison, result_table, write_comparison
+    from lift_det.evaluation import comparison_table, result_table, write_comparison
+    from lift_det.visualization import plot_comparison
 
     folders, overrides = split_overrides(arguments.folders)
     if bool(folders) == bool(arguments.config_file):
@@ -87,18 +88,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _recorded(folders: list[str]) -> list[EvaluationResult]:
-    from lift_det.engine.trained_model import read_config
+    from lift_det import config
     from lift_det.evaluation import evaluated_dataset, folder_names, recorded_result
 
     results = []
     for folder, name in zip(folders, folder_names(folders), strict=True):
-        config = os.path.join(folder, "config.yaml")
-        dataset = evaluated_dataset(read_config(config)) if os.path.isfile(config) else None
+        path = os.path.join(folder, "config.yaml")
+        dataset = evaluated_dataset(config.load(path)) if os.path.isfile(path) else None
         results.append(recorded_result(folder, name, dataset))
     return results
 
 
 def _evaluate(arguments: argparse.Namespace, folders: list[str], overrides: list[str]) -> list[EvaluationResult]:
+    from lift_det.config import find_config
     from lift_det.engine import Predictor, load_model
     from lift_det.evaluation import evaluate_detector, evaluation_config, folder_names, write_result
 
@@ -148,14 +150,14 @@ def _annotations(arguments: argparse.Namespace) -> str | None:
 
 
 def _check_dataset(dataset: str, predictor: Predictor, output: str) -> OwnCoco:
-    from lift_det.engine.own_data import check_own_coco, own_coco
+    from lift_det.engine.recipes import check_own_coco, own_coco
 
     return own_coco(check_own_coco(dataset, output, _categories(predictor)), output)
 
 
 def _use_dataset(test_cfg: Any, data: OwnCoco, predictor: Predictor) -> None:
     """Puts the data set in the config's place; of the first model's classes it is, the others' may not be the same."""
-    from lift_det.engine.own_data import use_dataset
+    from lift_det.engine.recipes import use_dataset
     from lift_det.evaluation import COCOEvaluator
 
     if dict(data.categories) != _categories(predictor):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lift_det.export import Comparison, ExportModule
-    from lift_det.modeling import LiFT
+    from lift_det.modeling import FeatureUpsampler
 
 _EPILOG = """\
 examples:
@@ -209,11 +209,10 @@ def _features(arguments: argparse.Namespace) -> ExportModule:
     from lift_det.modeling import FeatureExtractor, find_vit
 
     lift = _load_lift(arguments)
-    # what the LiFT was trained on, where its file says that
-    said = lift.metadata
-    layer = arguments.layer if arguments.layer is not None else int(said["layer"]) if "layer" in said else None
-    facet = arguments.facet or said.get("facet", "token")
-    norm = said["final_norm"] == "true" if "final_norm" in said and facet == "token" else None
+    trained_on = lift.trained_on
+    layer = trained_on.layer if arguments.layer is None else arguments.layer
+    facet = arguments.facet or trained_on.facet or "token"
+    norm = trained_on.final_norm if facet == "token" else None
     net = find_vit(arguments.backbone, arguments.architecture, arguments.num_heads).build()
     extractor = FeatureExtractor(net, lift, layer=layer, facet=facet, norm=norm, steps=arguments.steps)
     return FeaturesModule(extractor.eval())
@@ -226,7 +225,7 @@ def _backbone(arguments: argparse.Namespace) -> ExportModule:
 
 
 def _load_detector(arguments: argparse.Namespace) -> nn.Module:
-    from lift_det.engine.trained_model import load_model
+    from lift_det.engine import load_model
 
     if arguments.device not in (None, "cpu"):
         raise UsageError("files are made and compared on the CPU (--device cpu); they run on any device")
@@ -248,7 +247,7 @@ def _read_image(path: str, size: tuple[int, int]) -> Tensor:
     return resized.permute(2, 0, 1)[None].float()
 
 
-def _load_lift(arguments: argparse.Namespace) -> LiFT:
+def _load_lift(arguments: argparse.Namespace) -> FeatureUpsampler:
     from lift_det.modeling import load_lift
 
     # the authors' files say neither

@@ -13,8 +13,8 @@ from .arguments import UsageError, accept_overrides, add_model_arguments, read_m
 if TYPE_CHECKING:
     import numpy as np
 
+    from lift_det import FeatureExtractor
     from lift_det.data.image_files import InputFile
-    from lift_det.evaluation import FeatureViewer
 
 _EPILOG = """\
 examples:
@@ -89,14 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{' '.join(overrides)} is an override: name at least one IMAGE, too.")
     if arguments.click:
         _need_a_window()
-    viewer = _viewer(arguments, overrides)
+    extractor = _extractor(arguments, overrides)
     files, failures = find_files(inputs, exclude=arguments.output)
     stems = [os.path.splitext(file.name)[0] for file in files]
     done = 0
     for file, stem in zip(tqdm(files, unit="image"), stems, strict=True):
         # photo.jpg and photo.png keep their suffixes, so that neither takes the other's place
         name = file.name if stems.count(stem) > 1 else stem
-        reason = _write(viewer, file, os.path.join(arguments.output, name), arguments)
+        reason = _write(extractor, file, os.path.join(arguments.output, name), arguments)
         if reason:
             failures.append((file.path, reason))
         else:
@@ -107,15 +107,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _viewer(arguments: argparse.Namespace, overrides: Sequence[str]) -> FeatureViewer:
+def _extractor(arguments: argparse.Namespace, overrides: Sequence[str]) -> FeatureExtractor:
     import torch
 
-    from lift_det.engine.trained_model import load_model
-    from lift_det.evaluation import FeatureViewer
-    from lift_det.modeling import FeatureExtractor, find_vit, load_lift
+    from lift_det import FeatureExtractor, load_lift
+    from lift_det.engine import load_model
+    from lift_det.modeling import find_vit
 
     if bool(arguments.backbone) == bool(arguments.folder or arguments.config_file):
         raise UsageError("name one ViT: --backbone NAME|CHECKPOINT, --from DIR, or --config-file CONFIG --weights FILE")
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     lift = None
     if arguments.lift:
         # the authors' files say neither
@@ -123,18 +124,21 @@ def _viewer(arguments: argparse.Namespace, overrides: Sequence[str]) -> FeatureV
     if not arguments.backbone:
         if any(getattr(arguments, name) is not None for name in ("architecture", "num_heads", "layer", "facet")):
             raise UsageError("--architecture, --num-heads, --layer and --facet belong to --backbone")
-        return FeatureViewer.of_model(load_model(*read_model_arguments(arguments, overrides), arguments.device), lift)
-    if overrides or arguments.weights:
-        raise UsageError("--weights and key=value overrides belong to --from or --config-file")
-    vit = find_vit(arguments.backbone, arguments.architecture, arguments.num_heads).build()
-    extractor = FeatureExtractor(vit, lift, layer=arguments.layer, facet=arguments.facet or "token")
-    return FeatureViewer(extractor.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        extractor = FeatureExtractor.of_model(load_model(*read_model_arguments(arguments, overrides), device), lift)
+    else:
+        if overrides or arguments.weights:
+            raise UsageError("--weights and key=value overrides belong to --from or --config-file")
+        vit = find_vit(arguments.backbone, arguments.architecture, arguments.num_heads).build()
+        extractor = FeatureExtractor(vit, lift, layer=arguments.layer, facet=arguments.facet or "token")
+    return extractor.to(device)
 
 
-def _write(viewer: FeatureViewer, file: InputFile, target: str, arguments: argparse.Namespace) -> str:
+def _write(extractor: FeatureExtractor, file: InputFile, target: str, arguments: argparse.Namespace) -> str:
     """Writes the picture and the arrays of an image; returns why not, or nothing."""
+    from lift_det import BilinearUpsample
     from lift_det.data.images import read_rgb
-    from lift_det.evaluation import check_point, draw_feature_grid, save_feature_maps
+    from lift_det.modeling import upsampled_features, whole_patches
+    from lift_det.visualization import check_point, draw_feature_maps, save_feature_maps
 
     if file.is_video:
         return "it is a video, and only images are taken"
@@ -149,9 +153,15 @@ def _write(viewer: FeatureViewer, file: InputFile, target: str, arguments: argpa
             check_point(point, image.shape[:2])
         except ValueError as error:
             return str(error)
-    seen, maps = viewer(image, arguments.steps, arguments.size)
+    upsamplers = {"bilinear": BilinearUpsample()}
+    if extractor.lift is not None and extractor.lift.name != "bilinear":
+        upsamplers["lift"] = extractor.lift
+    images = whole_patches(image, extractor.patch_size, arguments.steps, arguments.size)
+    maps = upsampled_features(extractor, upsamplers, extractor.normalize(images), arguments.steps)
+    maps = {name: map_[0].float().cpu() for name, map_ in maps.items()}
+    seen = images[0].permute(1, 2, 0).round().clamp(0, 255).numpy().astype("uint8")
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    draw_feature_grid(image, maps, f"{target}.png", point)
+    draw_feature_maps(image, maps, f"{target}.png", point)
     save_feature_maps(f"{target}.npz", maps, seen, image.shape[:2], point)
     return ""
 

@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw, and say what."""
-    from lift_det.evaluation import plot_training
+    from lift_det.visualization import plot_training
 
     folders = arguments.folders
     output = arguments.output or os.path.join(folders[0] if len(folders) == 1 else "", "plot.png")

@@ -47,8 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict; 1 if a file could not be read."""
-    from lift_det.engine import Predictor
-    from lift_det.evaluation import predict_files
+    from lift_det.engine import Predictor, predict_files
 
     inputs, overrides = split_overrides(arguments.inputs)
     if not inputs:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
-from .arguments import accept_overrides, apply_overrides, choose_device
+from .arguments import accept_overrides, choose_device
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 _EPILOG = """\
 examples:
@@ -56,90 +60,42 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
-    from lift_det.engine import launch
+    from lift_det.engine import launch, pretraining_config
+    from lift_det.modeling import find_vit
 
     device = choose_device(arguments)
-    launch(
-        _train,
-        arguments.num_gpus,
-        dist_url="auto",
-        args=(_config(arguments, device), arguments.output, arguments.resume, arguments.opts),
+    cfg = pretraining_config(
+        find_vit(arguments.backbone, arguments.architecture, arguments.num_heads),
+        arguments.images,
+        arguments.output,
+        val=arguments.val,
+        device=device,
+        layer=arguments.layer,
+        facet=arguments.facet,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        image_size=arguments.image_size,
+        overrides=arguments.opts,
     )
+    launch(_train, arguments.num_gpus, dist_url="auto", args=(cfg, arguments.resume, arguments.opts))
     return 0
 
 
-def _config(arguments: argparse.Namespace, device: str) -> dict[str, object]:
-    """What of the config the command line sets: dotted names to values."""
-    from lift_det.modeling import find_vit
-
-    vit = find_vit(arguments.backbone, arguments.architecture, arguments.num_heads)
-    size, patch = arguments.image_size or 448, vit.patch_size
-    if arguments.image_size is None:
-        size += -size % (4 * patch)
-    elif size % (4 * patch):
-        raise ValueError(f"--image-size {size}: with patches of {patch} pixels it has to be a multiple of {4 * patch}.")
-    values = {f"model.net.{key}": value for key, value in vit.arguments().items()}
-    if vit.pixel_mean is not None:
-        values |= {"model.pixel_mean": list(vit.pixel_mean), "model.pixel_std": list(vit.pixel_std)}
-    values |= {
-        "model.lift.in_channels": vit.embed_dim,
-        "model.lift.patch_size": patch,
-        "dataloader.train.dataset.root": [os.path.abspath(folder) for folder in arguments.images],
-        "dataloader.test.dataset.root": [os.path.abspath(folder) for folder in arguments.val or arguments.images],
-        "dataloader.train.dataset.image_size": size,
-        "dataloader.test.dataset.image_size": size,
-        "train.output_dir": arguments.output,
-        "train.device": device,
-        "model.layer": arguments.layer,
-        "model.facet": arguments.facet,
-    }
-    if arguments.val is None:
-        values |= {f"dataloader.{part}.dataset.holdout": 20 for part in ("train", "test")}
-    if arguments.steps is not None:
-        if arguments.steps < 1:
-            raise ValueError(f"--steps {arguments.steps}: expected a positive number.")
-        values["train.max_iter"] = arguments.steps
-    if arguments.batch_size is not None:
-        values["dataloader.train.total_batch_size"] = arguments.batch_size
-    return values
-
-
-def _train(values: dict[str, object], output: str, resume: bool, opts: list[str]) -> None:
+def _train(cfg: DictConfig, resume: bool, opts: list[str]) -> None:
     """What each process runs."""
-    from detectron2.config import LazyCall, instantiate
     from detectron2.engine import default_setup
     from detectron2.utils import comm
-    from omegaconf import OmegaConf
 
-    from lift_det import model_zoo
-    from lift_det.engine import ProgressBar, do_train
+    from lift_det.engine import do_train
 
     from .terminal import keep_terminal_clear
 
-    on_cpu = values["train.device"] == "cpu"
-    cfg = model_zoo.get_config("LiFT/lift_vits14_cpu.py" if on_cpu else "common/lift_training.py")
-    own_statistics = {"model.pixel_mean": None, "model.pixel_std": None}
-    for name, value in {**own_statistics, **values}.items():
-        OmegaConf.update(cfg, name, value, merge=False, force_add=True)
-    cfg = apply_overrides(cfg, opts)
-    cfg.train.output_dir = output  # where the table is read
-    train = cfg.dataloader.train
-    try:
-        images = len(instantiate(train.dataset))
-    except ValueError as error:
-        raise ValueError(f"{error}\nWith few images name others for the evaluation: --val.") from error
-    if cfg.train.max_iter * train.total_batch_size <= images * max(1, train.dataset.get("views", 0)):
-        # no version of an image would come a second time: nothing to keep, and no reason to limit them
-        cfg.model.feature_cache, train.dataset.views = "", 0
-    # evaluated once, at the end, as the table says; a shorter training warms up for as large a share of it
-    cfg.train.eval_period = cfg.train.max_iter
-    cfg.train.hooks = [LazyCall(ProgressBar)()]
     arguments = argparse.Namespace(config_file="", opts=opts, eval_only=False, resume=resume, num_gpus=1)
-    keep_terminal_clear(output)
+    keep_terminal_clear(cfg.train.output_dir)
     default_setup(cfg, arguments)
     do_train(arguments, cfg)
     if comm.is_main_process():
-        print(_closing(output))
+        print(_closing(cfg.train.output_dir))
 
 
 def _closing(output: str) -> str:

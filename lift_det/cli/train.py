@@ -8,7 +8,7 @@ import io
 import os
 from typing import Any
 
-from .arguments import UsageError, accept_overrides, apply_overrides, choose_device, find_config
+from .arguments import UsageError, accept_overrides, choose_device
 
 _EPILOG = """\
 examples:
@@ -38,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", metavar="DIR", help="(output/ and the config's name)")
     parser.add_argument("--check", action="store_true", help="check the data, say what would be done, and stop")
     parser.add_argument("--weights", metavar="FILE", help="start from these (the config's)")
+    parser.add_argument("--lift", metavar="FILE", help="a LiFT that was trained on this ViT, such as lift.safetensors")
     parser.add_argument("--batch-size", type=int, help="images in an iteration, over all processes (the config's)")
     parser.add_argument("--epochs", type=float, help="(as many as the config's)")
     parser.add_argument("--iterations", type=int, help="in place of --epochs")
@@ -95,16 +96,17 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> Any:
     """The config for this data, after a page on the data and the rules that were followed."""
-    from detectron2.config import CfgNode
+    from omegaconf import DictConfig
 
+    from lift_det import config
     from lift_det.engine import fit_config
-    from lift_det.engine.trained_model import read_config
 
-    path = find_config(arguments.config)
-    cfg = read_config(path)
-    if isinstance(cfg, CfgNode) or "roi_heads" not in cfg.model:
-        raise UsageError(f"'{path}' is no LazyConfig of a detector: `lift-det configs` lists those that are.")
-    output = arguments.output or os.path.join("output", os.path.splitext(os.path.basename(path))[0])
+    cfg = config.load(arguments.config)
+    if not isinstance(cfg, DictConfig) or "roi_heads" not in cfg.get("model", {}):
+        raise UsageError(
+            f"'{arguments.config}' is no LazyConfig of a detector: `lift-det configs` lists those that are."
+        )
+    output = arguments.output or os.path.join("output", os.path.splitext(os.path.basename(arguments.config))[0])
     cfg.train.output_dir = output
     fit_config(
         cfg,
@@ -113,6 +115,7 @@ def _prepare(arguments: argparse.Namespace) -> Any:
         # a check leaves alone what a training reads
         data_folder=os.path.join(output, "check" if arguments.check else "data"),
         weights=arguments.weights,
+        lift=arguments.lift,
         device=arguments.device,
         batch_size=arguments.batch_size,
         epochs=arguments.epochs,
@@ -120,7 +123,7 @@ def _prepare(arguments: argparse.Namespace) -> Any:
         learning_rate=arguments.learning_rate,
         say=lambda text: print(f"{text}\n", flush=True),
     )
-    return apply_overrides(cfg, arguments.opts)
+    return config.apply_overrides(cfg, arguments.opts)
 
 
 def _closing(output: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import resource
 import statistics
@@ -21,9 +20,10 @@ from fvcore.nn import FlopCountAnalysis
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from lift_det import config
 from lift_det.modeling import FeatureExtractor, LiFTFeaturePyramid
 
-from .trained_model import build_without_weights, read_config
+from .trained_model import build_without_weights
 
 # What takes longer is run once after the warm-up: its seconds vary by little of themselves.
 _SECONDS_OF_A_SINGLE_RUN = 20.0
@@ -77,12 +77,10 @@ def measure_config(name: str, device: str = "cpu", image_size: int | None = None
         runs: passes after one to warm up; what takes longer than 20 seconds is run once.
 
     Raises:
-        lift_det.model_zoo.ConfigNotFoundError: no such config.
+        lift_det.config.ConfigNotFoundError: no such config.
         ValueError: a config of another kind of backbone, or one that does not say its images' size.
     """
-    from lift_det import model_zoo
-
-    cfg = read_config(name if os.path.isfile(name) else model_zoo.get_config_file(name))
+    cfg = config.load(name)
     model = build_without_weights(cfg).eval()
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, (LiFTFeaturePyramid, FeatureExtractor)):

@@ -17,10 +17,11 @@ from detectron2.utils.colormap import colormap
 from omegaconf import DictConfig
 from torch import nn
 
+from lift_det import config
 from lift_det.data import DatasetError
 from lift_det.data.images import read_rgb, to_rgb
 
-from .trained_model import load_model, read_config, read_output_folder
+from .trained_model import load_model, read_output_folder
 
 Image: TypeAlias = "np.ndarray | str | os.PathLike | PIL.Image.Image"
 
@@ -66,12 +67,12 @@ class Predictor:
             ValueError: another ``array_format``, a config that does not say how images get into its model, one whose
                 data set has another number of classes, or a score threshold for a model that has none.
             CheckpointError: the weights are missing, broken or another model's.
-            FileNotFoundError, lift_det.model_zoo.ConfigNotFoundError: there is no such config.
+            lift_det.config.ConfigNotFoundError: there is no such config.
         """
         if array_format not in (None, *ARRAY_FORMATS):
             raise ValueError(f"array_format: expected one of {ARRAY_FORMATS}, got {array_format!r}.")
         if not isinstance(cfg, (DictConfig, CfgNode)):
-            cfg = read_config(_config_file(os.fspath(cfg)))
+            cfg = config.load(cfg)
         self._array_format = array_format
         self._augmentations, self._image_format, largest = _input_of(cfg)
         self._fit = T.ResizeShortestEdge(largest, largest) if largest else None
@@ -152,14 +153,6 @@ class _AugInput(T.AugInput):
         if isinstance(tfm, T.ResizeTransform):
             tfm.new_h, tfm.new_w = max(tfm.new_h, 1), max(tfm.new_w, 1)
         super().transform(tfm)
-
-
-def _config_file(name: str) -> str:
-    if os.path.isfile(name):
-        return name
-    from lift_det import model_zoo
-
-    return model_zoo.get_config_file(name)
 
 
 def _array_to_rgb(array: np.ndarray, array_format: str | None) -> np.ndarray:

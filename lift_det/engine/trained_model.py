@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 from torch import nn
 
+from lift_det import config
 from lift_det.checkpoint import CheckpointError
-from lift_det.modeling import add_lift_config
 
 from .checkpointer import Checkpointer
 
@@ -39,14 +39,14 @@ def read_output_folder(
         FileNotFoundError: no such folder, or no ``config.yaml`` or no checkpoint in it.
     """
     folder = os.fspath(folder)
-    config = os.path.join(folder, "config.yaml")
-    if not os.path.isfile(config):
+    path = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(path):
         what = "no config.yaml in it" if os.path.isdir(folder) else "no such folder"
         raise FileNotFoundError(
             f"'{folder}': {what}. Expected the output folder of a training (train.output_dir), which holds "
             "config.yaml, metrics.json and checkpoints."
         )
-    return read_config(config), os.fspath(weights or find_weights(folder))
+    return config.load(path), os.fspath(weights or find_weights(folder))
 
 
 def find_weights(folder: str | os.PathLike) -> str:
@@ -71,34 +71,11 @@ def find_weights(folder: str | os.PathLike) -> str:
     )
 
 
-def read_config(path: str | os.PathLike) -> DictConfig | CfgNode:
-    """A config from a file: a LazyConfig (``.py``, or the ``config.yaml`` saved of one), or one of yacs.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is neither.
-    """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no config '{path}'.")
-    if not path.endswith(".py"):
-        with open(path, encoding="utf-8") as file:
-            if re.search(r"^MODEL:", file.read(), re.MULTILINE):
-                cfg = get_cfg()
-                add_lift_config(cfg)
-                cfg.merge_from_file(path)
-                return cfg
-    cfg = LazyConfig.load(path)
-    if not isinstance(cfg, DictConfig) or "model" not in cfg:
-        raise ValueError(f"'{path}' is no config of a model: expected a LazyConfig with `model`, or one of yacs.")
-    return cfg
-
-
 def load_model(cfg: DictConfig | CfgNode, weights: str | os.PathLike, device: str | None = None) -> nn.Module:
     """The model of a config with trained weights, in evaluation mode.
 
     What the config would start a training from (``pretrained``, ``checkpoint`` of a ViT or a LiFT) is not read: the
-    weights are whole.
+    weights are whole. They also say which kind of LiFT it was that came from a file.
 
     Args:
         cfg: a LazyConfig's or yacs's; not changed.
@@ -111,7 +88,7 @@ def load_model(cfg: DictConfig | CfgNode, weights: str | os.PathLike, device: st
     if not os.path.isfile(weights) and "://" not in os.fspath(weights):
         raise CheckpointError(f"There is no file of weights '{os.fspath(weights)}'.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_without_weights(cfg)
+    model = build_without_weights(cfg, weights)
     missing: list[str] = []
     # what detectron2's checkpointer only warns of; buffers that it leaves out are the config's
     hook = model.register_load_state_dict_post_hook(lambda _, result: missing.extend(result.missing_keys))
@@ -127,33 +104,43 @@ def load_model(cfg: DictConfig | CfgNode, weights: str | os.PathLike, device: st
     return model.to(device).eval()
 
 
-def build_without_weights(cfg: DictConfig | CfgNode) -> nn.Module:
-    """The model of a config in training mode, before any weights: nothing is read or downloaded.
+def build_without_weights(cfg: DictConfig | CfgNode, weights: str | os.PathLike = "") -> nn.Module:
+    """The model of a config in training mode, before any weights: nothing is downloaded.
 
     It is on torch's default device: the CPU, or the one of a ``with torch.device("meta")`` around the call.
 
     Args:
         cfg: a LazyConfig's or yacs's; not changed.
+        weights: where the config names a trained LiFT's file, the checkpoint from which its architecture is read in
+            the file's place.
+
+    Raises:
+        ValueError: the config describes no model.
     """
+    weights = PathManager.get_local_path(os.fspath(weights)) if weights else ""
     if isinstance(cfg, CfgNode):
         cfg = cfg.clone()
         cfg.MODEL.DEVICE = str(torch.get_default_device())
         if "LIFT" in cfg.MODEL:  # add_lift_config has been called
-            cfg.MODEL.LIFT.CHECKPOINT = cfg.MODEL.VIT.CHECKPOINT = ""
-            cfg.MODEL.VIT.PRETRAINED = False
+            cfg.MODEL.VIT.CHECKPOINT, cfg.MODEL.VIT.PRETRAINED = "", False
+            cfg.MODEL.LIFT.CHECKPOINT = cfg.MODEL.LIFT.CHECKPOINT and (weights or cfg.MODEL.LIFT.CHECKPOINT)
         return build_model(cfg)
-    config = cfg.model.copy()
-    _start_from_nothing(config)
-    return instantiate(config)
+    if "model" not in cfg:
+        raise ValueError(f"The config describes no model: it has {list(cfg)}.")
+    model = cfg.model.copy()
+    _start_from_nothing(model, weights)
+    return instantiate(model)
 
 
-def _start_from_nothing(config: DictConfig) -> None:
+def _start_from_nothing(node: DictConfig, weights: str) -> None:
     """Takes the weights that a training starts from out of the config of a model."""
-    for key in list(config):
-        value = config._get_node(key)
-        if isinstance(value, DictConfig):
-            _start_from_nothing(value)
+    for key in list(node):
+        value = node._get_node(key)
+        if key == "lift" and isinstance(value, DictConfig) and value.get("checkpoint"):
+            value.checkpoint = weights or value.checkpoint
+        elif isinstance(value, DictConfig):
+            _start_from_nothing(value, weights)
         elif key == "pretrained":
-            config[key] = False
+            node[key] = False
         elif key == "checkpoint":
-            config[key] = ""
+            node[key] = ""

@@ -17,10 +17,10 @@ from torch import nn
 from tqdm import tqdm
 
 from lift_det.data import DatasetMapper, get_dataset_dicts
+from lift_det.results import EvaluationResult, count_objects
 
 from .coco_evaluation import COCOEvaluator
 from .lvis_evaluation import LVISEvaluator
-from .results import EvaluationResult, count_objects
 
 
 def evaluation_config(cfg: DictConfig | CfgNode) -> DictConfig:

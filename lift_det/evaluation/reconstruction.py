@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import logging
@@ -16,20 +15,20 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from lift_det.files import write_atomically
+from lift_det.visualization import plot_reconstruction
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 Figures = Mapping[str, Mapping[str, float]]
 
-# in the order of tables and pictures; what LiFT's recursion sees besides is said in Reconstructions
+# in the order of tables and pictures; Reconstructions explains lift_original
 _METHODS = ("nearest", "bilinear", "bicubic", "lift", "lift_original")
 _TASKS = {"2x": "2×, half → full", "2x_half": "2×, quarter → half", "4x": "4×, quarter → full"}
 _LABELS = {"lift": "LiFT", "lift_original": "LiFT, real image between"}
 
 
 class ReconstructionEvaluator(DatasetEvaluator):
-    """Averages what :class:`lift_det.engine.LiFTPretraining` gives in evaluation, and writes the LiFT.
+    """Averages what :class:`lift_det.modeling.LiFTPretraining` gives in evaluation, and writes the LiFT.
 
     With an ``output_dir`` each evaluation leaves ``lift.safetensors`` (the LiFT with its metadata and these figures)
     and ``reconstruction.png`` there, each whole or not at all.
@@ -50,7 +49,7 @@ class ReconstructionEvaluator(DatasetEvaluator):
         self._outputs: Any = None
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict[str, dict[str, float]]]) -> None:
-        """Takes a batch's :class:`lift_det.engine.lift_pretraining.Reconstructions`."""
+        """Takes a batch's :class:`lift_det.modeling.meta_arch.lift_pretraining.Reconstructions`."""
         self._scores.extend(outputs)
         self._outputs = outputs
 
@@ -85,7 +84,11 @@ class ReconstructionEvaluator(DatasetEvaluator):
             if self._outputs is None:
                 raise RuntimeError("The main process could read none of its images, see the warnings above.")
             os.makedirs(self._output_dir, exist_ok=True)
-            _plot(results, os.path.join(self._output_dir, "reconstruction.png"))
+            errors = {
+                _LABELS.get(method, method): [1 - results[f"cosine_{task}"].get(method, np.nan) for task in _TASKS]
+                for method in _methods(results)
+            }
+            plot_reconstruction(errors, list(_TASKS.values()), os.path.join(self._output_dir, "reconstruction.png"))
             path = os.path.join(self._output_dir, "lift.safetensors")
             self._outputs.save_lift(
                 path,
@@ -125,31 +128,3 @@ def reconstruction_table(results: Figures) -> str:
 def _methods(results: Figures) -> list[str]:
     """Those that have figures for any task."""
     return [method for method in _METHODS if any(method in results[f"cosine_{task}"] for task in _TASKS)]
-
-
-def _plot(results: Figures, path: str) -> None:
-    """Draws the errors 1 − cosine as bars, a group for each task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    FigureCanvasAgg(figure)  # no window, no global state
-    axes = figure.subplots()
-    methods = _methods(results)
-    width = 0.8 / len(methods)
-    for i, method in enumerate(methods):
-        cosines = [(x, results[f"cosine_{task}"].get(method)) for x, task in enumerate(_TASKS)]
-        errors = [(x, 1 - cosine) for x, cosine in cosines if cosine is not None]
-        bars = axes.bar(
-            [x + (i - (len(methods) - 1) / 2) * width for x, _ in errors],
-            [error for _, error in errors],
-            width,
-            label=_LABELS.get(method, method),
-        )
-        axes.bar_label(bars, fmt="%.3f", fontsize=7)
-    axes.set_xticks(range(len(_TASKS)), list(_TASKS.values()))
-    axes.set_ylabel("1 − cosine to the true features (less is better)")
-    axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))

@@ -10,10 +10,18 @@ from typing import Any
 from tabulate import tabulate
 
 from lift_det.files import write_text_atomically
+from lift_det.results import (
+    CLASS_PREFIX,
+    TASKS,
+    EvaluationResult,
+    check_comparable,
+    class_figures,
+    is_detection,
+    overall_figures,
+    result_as_json,
+    write_json,
+)
 
-from .results import TASKS, EvaluationResult, is_detection, result_as_json, write_json
-
-_CLASS_PREFIX = "AP-"
 _MOST_LISTED = 12  # classes in a sentence
 
 
@@ -50,9 +58,7 @@ def comparison_table(results: Sequence[EvaluationResult]) -> str:
     Raises:
         ValueError: there is none, or detectors and LiFTs are among them.
     """
-    if not results or len({is_detection(result) for result in results}) != 1:
-        kinds = ", ".join(f"'{result.name}' ({'detector' if is_detection(result) else 'LiFT'})" for result in results)
-        raise ValueError(f"Expected evaluations of detectors, or of LiFTs alone, to compare, got {kinds or 'none'}.")
+    check_comparable(results)
     parts = comparison_notes(results)
     header = [result.name for result in results]
     if not is_detection(results[0]):
@@ -72,7 +78,7 @@ def comparison_table(results: Sequence[EvaluationResult]) -> str:
         rows = [[name, *_cells([one.get(name) for one in figures])] for name in overall]
         for name in classes:
             label = f"{name} ({objects[name]})" if name in objects else name
-            rows.append([label, *_cells([one.get(_CLASS_PREFIX + name) for one in figures])])
+            rows.append([label, *_cells([one.get(CLASS_PREFIX + name) for one in figures])])
         parts += [f"### {TASKS[task].capitalize()}", _table(rows, ["", *header])]
     if classes:
         parts.append(f"Below the overall figures: AP of each class{' (objects)' if objects else ''}.")
@@ -113,19 +119,6 @@ def comparison_notes(results: Sequence[EvaluationResult]) -> list[str]:
     return notes
 
 
-def overall_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    """Those of one task that are of all classes together: AP, AP50, AP75, by size."""
-    order = ["AP", "AP50", "AP75", "APs", "APm", "APl", *figures]  # metrics.json is sorted otherwise
-    return {name: figures[name] for name in order if name in figures and not name.startswith(_CLASS_PREFIX)}
-
-
-def class_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    """The AP of each class in one task, by its name."""
-    return {
-        name.removeprefix(_CLASS_PREFIX): value for name, value in figures.items() if name.startswith(_CLASS_PREFIX)
-    }
-
-
 def _data(result: EvaluationResult) -> str:
     images = "" if result.num_images is None else f" ({result.num_images} images)"
     return (result.dataset or "data not known") + images
@@ -147,7 +140,7 @@ def _classes(results: Sequence[EvaluationResult]) -> list[str]:
 def _present(classes: Sequence[str], results: Sequence[EvaluationResult]) -> tuple[list[str], list[str]]:
     """Classes with an AP anywhere, and those without: there is no object of them."""
     values = {
-        name: [figures.get(_CLASS_PREFIX + name, math.nan) for r in results for figures in _tasks(r).values()]
+        name: [figures.get(CLASS_PREFIX + name, math.nan) for r in results for figures in _tasks(r).values()]
         for name in classes
     }
     absent = [name for name in classes if all(map(math.isnan, values[name]))]

@@ -10,7 +10,8 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 from torch.export import Dim
 
-from lift_det.modeling import FeatureExtractor, FeatureUpsampler, LiFT, LiFTFeaturePyramid, TimmViT, ViT
+from lift_det.modeling import FeatureExtractor, FeatureSpec, FeatureUpsampler, LiFTFeaturePyramid, PlainViT
+from lift_det.modeling.upsamplers.base import settings_to_metadata
 from lift_det.version import __version__
 
 #: largest batch and largest side, in whole cells, for which a dynamic program is traced
@@ -88,17 +89,28 @@ class ExportModule(nn.Module):
 
 
 class LiFTModule(ExportModule):
-    """A LiFT alone: (N, 3, H, W) images, normalised, and (N, C, h, w) features → (N, C, 2h, 2w)."""
+    """A LiFT, or another upsampler for one ViT, alone.
+
+    Images (N, 3, H, W), normalised, and features (N, C, h, w) → (N, C, 2h, 2w).
+    """
 
     input_names = ("images", "features")
     output_names = ("lifted",)
 
-    def __init__(self, lift: LiFT) -> None:
+    def __init__(self, lift: FeatureUpsampler) -> None:
         """
         Args:
             lift: in evaluation mode.
+
+        Raises:
+            ValueError: an upsampler that has no ``in_channels`` or ``patch_size``.
         """
         super().__init__()
+        if lift.in_channels is None or lift.patch_size is None:
+            raise ValueError(
+                f"A {type(lift).__name__} does not say its in_channels and patch_size, which are the sizes of its "
+                "inputs: export it with its ViT (lift_det.export.FeaturesModule, lift-det export features)."
+            )
         self.lift = lift
         self.divisibility = lift.patch_size
         self.min_size = 2 * lift.patch_size
@@ -114,7 +126,7 @@ class LiFTModule(ExportModule):
         }
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
-        """As :meth:`lift_det.LiFT.forward`."""
+        """As :meth:`FeatureUpsampler.forward`."""
         return self.lift(images, features)
 
     def inputs(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -132,44 +144,40 @@ class LiFTModule(ExportModule):
 
 
 class FeaturesModule(ExportModule):
-    """A ViT and its LiFT: (N, 3, H, W) RGB images, 0 to 255 → (N, C, h, w)."""
+    """A ViT and its upsampler: (N, 3, H, W) RGB images, 0 to 255 → (N, C, h, w)."""
 
     output_names = ("features",)
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        pixel_mean: Sequence[float] | None = None,
-        pixel_std: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, extractor: FeatureExtractor) -> None:
         """
         Args:
             extractor: in evaluation mode.
-            pixel_mean: RGB, 0 to 255; None takes the ViT's own.
-            pixel_std: likewise.
 
         Raises:
-            ValueError: statistics that neither the caller nor the ViT gives.
+            ValueError: the statistics of the ViT's images are unknown.
         """
         super().__init__()
-        mean, std = pixel_mean or extractor.pixel_mean, pixel_std or extractor.pixel_std
-        if mean is None or std is None:
-            raise ValueError("This ViT does not say how its images are normalised: give pixel_mean and pixel_std.")
+        spec = extractor.feature_spec(weights=False)
+        if spec.pixel_mean is None or spec.pixel_std is None:
+            raise ValueError(
+                "This ViT does not know the statistics of its images: build the FeatureExtractor with pixel_mean and "
+                "pixel_std."
+            )
         self.extractor = extractor
-        self.normalize = _Normalize(mean, std)
-        self.divisibility = extractor.patch_size
-        self.min_size = _smallest(extractor.net, extractor.patch_size, self.divisibility)
-        self.fixed_only = _why_fixed(extractor.net)
+        self.normalize = _Normalize(spec.pixel_mean, spec.pixel_std, extractor.input_format)
+        self.divisibility = spec.patch_size
+        self.min_size = _smallest(extractor.net, spec.patch_size, self.divisibility)
+        self.fixed_only = extractor.net.fixed_size_reason
         (shape,) = extractor.output_shape().values()
-        settings = extractor.describe_features()
+        said = spec.to_metadata()
+        names = ("patch_size", "backbone", "layer", "facet", "final_norm", "pixel_mean", "pixel_std")
         self.facts = {
             "kind": "features",
             "inputs": "images: (N, 3, H, W) float32, RGB, 0 to 255; normalised inside",
             "outputs": f"features: (N, {shape.channels}, H/{shape.stride}, W/{shape.stride}) float32",
             "channels": str(shape.channels),
             "steps": str(extractor.steps),
-            **{name: settings[name] for name in ("patch_size", "backbone", "layer", "facet", "final_norm")},
-            **_statistics(mean, std),
+            **{name: said[name] for name in names},
             **_lift_facts(extractor.lift),
         }
 
@@ -200,11 +208,10 @@ class BackboneModule(ExportModule):
             ValueError: another format.
         """
         super().__init__()
-        if input_format not in ("RGB", "BGR"):
-            raise ValueError(f"input_format: expected 'RGB' or 'BGR', got '{input_format}'.")
         self.backbone = backbone
-        self.swap = input_format == "BGR"
-        self.normalize = _Normalize(pixel_mean, pixel_std)
+        order = -1 if input_format == "BGR" else 1
+        mean, std = tuple(pixel_mean)[::order], tuple(pixel_std)[::order]
+        self.normalize = _Normalize(mean, std, input_format)
         net = backbone.net
         pad_to = backbone.padding_constraints["size_divisibility"]
         self.divisibility = backbone.size_divisibility
@@ -213,9 +220,8 @@ class BackboneModule(ExportModule):
         shapes = backbone.output_shape()
         patch_pixels = round(net.patch_size / backbone.input_scale)
         self.min_size = _smallest(net, patch_pixels, self.divisibility, max(s.stride for s in shapes.values()))
-        self.fixed_only = _why_fixed(net)
+        self.fixed_only = net.fixed_size_reason
         self.output_names = tuple(shapes)
-        mean, std = ((list(x)[::-1] if self.swap else list(x)) for x in (pixel_mean, pixel_std))
         self.facts = {
             "kind": "backbone",
             "inputs": "images: (N, 3, H, W) float32, RGB, 0 to 255; normalised inside. Pad at the right and the bottom "
@@ -227,7 +233,7 @@ class BackboneModule(ExportModule):
             "steps": str(backbone.steps),
             "input_scale": f"{backbone.input_scale:g}",
             "square_pad": str(self.max_size or 0),
-            **_statistics(mean, std),
+            **FeatureSpec(pixel_mean=mean, pixel_std=std).to_metadata(),
             **_lift_facts(backbone.lift),
         }
 
@@ -236,22 +242,20 @@ class BackboneModule(ExportModule):
         """Of a detector, such as detectron2's or lift_det's GeneralizedRCNN, with its normalisation.
 
         Raises:
-            ValueError: its backbone is another than this project's, or it is none of lift_det's ViTs.
+            ValueError: its backbone is no :class:`LiFTFeaturePyramid` over a :class:`PlainViT`.
         """
         backbone = getattr(detector, "backbone", None)
-        if not isinstance(backbone, LiFTFeaturePyramid) or not isinstance(backbone.net, (ViT, TimmViT)):
+        if not isinstance(backbone, LiFTFeaturePyramid) or not isinstance(backbone.net, PlainViT):
             what = type(getattr(backbone, "net", backbone)).__name__
             raise ValueError(
-                "A detector's backbone can be exported if it is a lift_det.LiFTFeaturePyramid over a lift_det.ViT or "
-                f"lift_det.TimmViT; this one is a {what}."
+                "A detector's backbone can be exported if it is a lift_det.LiFTFeaturePyramid over a lift_det.ViT, a "
+                f"lift_det.TimmViT or another lift_det.modeling.PlainViT; this one is a {what}."
             )
         mean, std = (x.flatten().tolist() for x in (detector.pixel_mean, detector.pixel_std))
         return cls(backbone, mean, std, detector.input_format or "BGR")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W), RGB, 0 to 255, padded → ``{"p2": …}``, from fine to coarse."""
-        if self.swap:
-            images = images.flip(1)
         return self.backbone(self.normalize(images))
 
 
@@ -311,52 +315,38 @@ class DetectorModule(nn.Module):
 
 
 class _Normalize(nn.Module):
-    """As detectron2 does it, with statistics that are part of the module and not of its state dict."""
+    """RGB images, 0 to 255, as a model takes them. The statistics are no part of the state dict."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], input_format: str) -> None:
+        """
+        Args:
+            mean, std: RGB, 0 to 255.
+            input_format: the order of the channels that the model takes.
+
+        Raises:
+            ValueError: neither ``"RGB"`` nor ``"BGR"``.
+        """
         super().__init__()
-        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        if input_format not in ("RGB", "BGR"):
+            raise ValueError(f"input_format: expected 'RGB' or 'BGR', got '{input_format}'.")
+        self.swap = input_format == "BGR"
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        images = (images - self.mean) / self.std
+        return images.flip(1) if self.swap else images
 
 
-def _smallest(net: nn.Module, patch_pixels: int, divisibility: int, stride: int = 1) -> int:
+def _smallest(net: PlainViT, patch_pixels: int, divisibility: int, stride: int = 1) -> int:
     """The smallest side that leaves two cells of the coarsest map, of ``stride`` pixels, and two windows."""
-    windows = max((block.window_size for block in net.blocks), default=0) if isinstance(net, ViT) else 0
-    pixels = max(2 * patch_pixels, (windows + 1) * patch_pixels, stride + 1)
+    pixels = max(2 * patch_pixels, (net.largest_window + 1) * patch_pixels, stride + 1)
     return math.ceil(pixels / divisibility) * divisibility
 
 
-def _why_fixed(net: nn.Module) -> str:
-    if isinstance(net, TimmViT) and net.window_size:
-        return (
-            "A TimmViT with windows cuts them smaller at the right and the bottom, and how many kinds of them there "
-            "are depends on the size"
-        )
-    return ""
-
-
-def _statistics(mean: Sequence[float], std: Sequence[float]) -> dict[str, str]:
-    return {"pixel_mean": " ".join(f"{x:g}" for x in mean), "pixel_std": " ".join(f"{x:g}" for x in std)}
-
-
 def _lift_facts(lift: FeatureUpsampler | None) -> dict[str, str]:
-    """What is known of the upsampler, under names of its own."""
+    """What is known of the upsampler, each under ``lift.NAME``."""
     if lift is None:
         return {"upsampler": "none"}
-    facts = {"upsampler": type(lift).__name__}
-    if isinstance(lift, LiFT):
-        said = {
-            **lift.features,
-            **lift.metadata,
-            "residual": str(lift.residual).lower(),
-            "network": lift.network,
-            "pool": str(lift.pool_size),
-            "normalize": str(lift.normalize is not None).lower(),
-            "keep_length": str(lift.keep_length).lower(),
-            "norm": lift.norm,
-        }
-        facts |= {f"lift.{name}": value for name, value in said.items()}
-    return facts
+    said = {**lift.feature_spec.to_metadata(), **lift.metadata, **settings_to_metadata(lift)}
+    return {"upsampler": type(lift).__name__, **{f"lift.{name}": value for name, value in said.items()}}

@@ -13,8 +13,9 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 
 from lift_det.layers.rel_pos_attention.sdpa import masked_attention
-from lift_det.modeling import LiFT, LiFTFeaturePyramid, ViT
-from lift_det.modeling.vit_block import Attention, Block, MapLinear
+from lift_det.modeling import LiFTFeaturePyramid, ViT
+from lift_det.modeling.backbones.vit import Attention, Block, MapLinear
+from lift_det.modeling.upsamplers.base import resize
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,9 +49,8 @@ def traceable(model: M) -> M:
             module.pos_embed = None
         elif isinstance(module, LiFTFeaturePyramid):
             module.input_scale = _Ratio(module.input_scale)
-        elif isinstance(module, LiFT) and module.patch_size < module._patch_pixels:
-            module.__class__ = _TraceableLiFT
-            module.patch_size = module._patch_pixels
+        elif hasattr(module, "resize_image"):
+            module.resize_image = _resize_exactly
         elif type(module) is RotaryEmbeddingDinoV3 and module.normalize_coords == "separate":
             module.__class__ = _TraceableRotaryEmbedding
     return model
@@ -145,15 +145,11 @@ class _TraceableRotaryEmbedding(RotaryEmbeddingDinoV3):
         return torch.cat(self._get_pos_embed_from_coords((2 * grid - 1).flatten(0, 1)), dim=-1)  # (h · w, 2 · dim)
 
 
-class _TraceableLiFT(LiFT):
-    """A LiFT whose patches have 16 pixels, once it has enlarged the image."""
-
-    def double(self, images: Tensor, features: Tensor) -> Tensor:
-        """As :meth:`LiFT.double`."""
-        height, width = features.shape[-2:]
-        images = _enlarge(images, dim=2, length=height * self.patch_size)
-        images = _enlarge(images, dim=3, length=width * self.patch_size)
-        return super().double(images, features)
+def _resize_exactly(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """As ``resize``, which onnxruntime does less exactly where it enlarges."""
+    if images.shape[-2] >= size[0] or images.shape[-1] >= size[1]:
+        return resize(images, size)
+    return _enlarge(_enlarge(images, dim=2, length=size[0]), dim=3, length=size[1])
 
 
 def _enlarge(images: Tensor, dim: int, length: int) -> Tensor:

@@ -1,47 +1,22 @@
-"""Named configs, as in `detectron2.model_zoo`.
+"""Shipped configs and their models, as in `detectron2.model_zoo`.
 
 There are no trained detectors to download, so that no function here takes detectron2's `trained`.
 """
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
-CONFIG_SUFFIXES = (".py", ".yaml")
-# common/ holds what configs are made of: no model of its own, so nothing to list.
-_PARTS_FOLDER = "common"
-_PACKAGE_FOLDER = Path(__file__).resolve().parent
+from lift_det import config
+from lift_det.engine import Checkpointer
 
-
-class ConfigNotFoundError(RuntimeError):
-    """No config has this name. A `RuntimeError`, because that is what detectron2's model zoo raises."""
-
-
-def get_config_file(name: str) -> str:
-    """The path of a config.
-
-    Args:
-        name: its path under `configs/`, such as `COCO/mask_rcnn_lift_vitdet_b_100ep.py`. The suffix may be left out;
-            `.py` is then tried before `.yaml`. Parts of configs (`common/data/coco_loader_lsj.py`) are found too.
-
-    Raises:
-        ConfigNotFoundError: there is none; the message has the names closest to it.
-    """
-    root = _configs_folder()
-    # with_suffix would take a dot in a name for a suffix
-    candidates = [name] if name.endswith(CONFIG_SUFFIXES) else [name + suffix for suffix in CONFIG_SUFFIXES]
-    for candidate in candidates:
-        path = (root / candidate).resolve()
-        if path.is_file() and path.is_relative_to(root):
-            return str(path)
-    raise ConfigNotFoundError(_not_found_message(name))
+get_config_file = config.find_shipped_config
 
 
 def get_config(name: str) -> DictConfig | CfgNode:
@@ -50,16 +25,7 @@ def get_config(name: str) -> DictConfig | CfgNode:
     Raises:
         ConfigNotFoundError: as :func:`get_config_file`.
     """
-    path = get_config_file(name)
-    if path.endswith(".py"):
-        return LazyConfig.load(path)
-    # Here, not above: this room stands beside the others, and names of configs need none of them.
-    from lift_det.modeling import add_lift_config
-
-    cfg = get_cfg()
-    add_lift_config(cfg)
-    cfg.merge_from_file(path)
-    return cfg
+    return config.load(get_config_file(name))
 
 
 def get(name: str, device: str | torch.device | None = None) -> nn.Module:
@@ -74,8 +40,6 @@ def get(name: str, device: str | torch.device | None = None) -> nn.Module:
         FileNotFoundError: the config starts from a file that is not there. To build a LazyConfig's model without
             weights: `instantiate(get_config(name).model)`.
     """
-    from lift_det.engine import Checkpointer
-
     cfg = get_config(name)
     if device is None and not torch.cuda.is_available():
         device = "cpu"
@@ -94,42 +58,6 @@ def get(name: str, device: str | torch.device | None = None) -> nn.Module:
     if weights:
         Checkpointer(model).load(weights)
     return model
-
-
-def list_configs() -> list[str]:
-    """The names of all configs that describe a model, sorted: those of every folder but `common/`."""
-    return [name for name in _all_names() if not name.startswith(f"{_PARTS_FOLDER}/")]
-
-
-def _configs_folder() -> Path:
-    """`configs/` inside this package in an installed copy, `configs/` at the top of the sources in a checkout."""
-    in_package, in_checkout = _PACKAGE_FOLDER / "configs", _PACKAGE_FOLDER.parents[1] / "configs"
-    for folder in (in_package, in_checkout):
-        if folder.is_dir():
-            return folder.resolve()
-    raise ConfigNotFoundError(
-        f"lift_det's configs are neither in {in_package} nor in {in_checkout}: this copy of lift_det is incomplete. "
-        "Install it again, from a whole checkout."
-    )
-
-
-def _all_names() -> list[str]:
-    root = _configs_folder()
-    paths = (path for path in root.rglob("*") if path.suffix in CONFIG_SUFFIXES and path.name != "__init__.py")
-    return sorted(path.relative_to(root).as_posix() for path in paths)
-
-
-def _not_found_message(name: str) -> str:
-    names = _all_names()
-    # Compared without folder and suffix too, which is how most names go wrong.
-    by_stem = {Path(candidate).stem: candidate for candidate in names}
-    close = difflib.get_close_matches(name, names, n=3)
-    close += [by_stem[stem] for stem in difflib.get_close_matches(Path(name).stem, by_stem, n=3)]
-    close = list(dict.fromkeys(close))[:3]
-    message = f"lift_det has no config named '{name}'."
-    if close:
-        message += f" Close to it: {', '.join(close)}."
-    return message + " All names: `lift-det configs --names`, or lift_det.model_zoo.list_configs()."
 
 
 def _check_weights_exist(name: str, weights: str) -> None:

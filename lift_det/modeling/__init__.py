@@ -1,32 +1,50 @@
-"""Models: LiFT, the ViTs, the pyramid that joins them, and the detector around it."""
+"""Models: the upsamplers, the ViTs, the pyramid that joins them, and the whole models around it."""
 
-from .agreement import check_lift, same_weights, weights_fingerprint
+from .backbones import NamedViT, PlainViT, TimmViT, ViT, find_vit
 from .build import add_lift_config, build_lift_rcnn, build_lift_vitdet_backbone
-from .features import FeatureExtractor
-from .lift import BilinearUpsample, FeatureUpsampler, LiFT, load_lift, save_lift
-from .named_vit import NamedViT, find_vit
+from .feature_spec import FeatureSpec, same_weights, weights_fingerprint
+from .features import FeatureExtractor, upsampled_features, whole_patches
+from .meta_arch import GeneralizedRCNN, LiFTPretraining
 from .pyramid import LiFTFeaturePyramid
-from .rcnn import GeneralizedRCNN
-from .timm_vit import TimmViT
-from .vit import ViT
+from .upsamplers import (
+    BilinearUpsample,
+    ExternalUpsampler,
+    FeatureUpsampler,
+    LazyUpsampler,
+    LiFT,
+    LiFTPlus,
+    build_upsampler,
+    load_lift,
+    register_upsampler,
+    save_lift,
+)
 
 __all__ = [
     "BilinearUpsample",
+    "ExternalUpsampler",
     "FeatureExtractor",
+    "FeatureSpec",
     "FeatureUpsampler",
     "GeneralizedRCNN",
+    "LazyUpsampler",
     "LiFT",
     "LiFTFeaturePyramid",
+    "LiFTPlus",
+    "LiFTPretraining",
     "NamedViT",
+    "PlainViT",
     "TimmViT",
     "ViT",
     "add_lift_config",
     "build_lift_rcnn",
     "build_lift_vitdet_backbone",
-    "check_lift",
+    "build_upsampler",
     "find_vit",
     "load_lift",
+    "register_upsampler",
     "same_weights",
     "save_lift",
+    "upsampled_features",
     "weights_fingerprint",
+    "whole_patches",
 ]

@@ -11,11 +11,10 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from .lift import BilinearUpsample, FeatureUpsampler, LiFT
+from .backbones import TimmViT, ViT
+from .meta_arch import GeneralizedRCNN
 from .pyramid import LiFTFeaturePyramid
-from .rcnn import GeneralizedRCNN
-from .timm_vit import TimmViT
-from .vit import ViT
+from .upsamplers import LazyUpsampler
 
 
 def add_lift_config(cfg: CfgNode) -> None:
@@ -43,19 +42,15 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.VIT.PRETRAIN_IMG_SIZE = 224
 
     cfg.MODEL.LIFT = CfgNode()
-    cfg.MODEL.LIFT.UPSAMPLER = "lift"  # "lift", "bilinear" or "none"
-    cfg.MODEL.LIFT.CHECKPOINT = ""
-    cfg.MODEL.LIFT.RESIDUAL = True
-    cfg.MODEL.LIFT.NORM = "BN"
-    # what kind of LiFT; those that configs/LiFT/ train have "trunk", 3, True, True
-    cfg.MODEL.LIFT.NETWORK = "paper"
-    cfg.MODEL.LIFT.POOL = 0
-    cfg.MODEL.LIFT.NORMALIZE = False
-    cfg.MODEL.LIFT.KEEP_LENGTH = False
+    cfg.MODEL.LIFT.CHECKPOINT = ""  # a trained LiFT: all that it needs
+    # In the registry of upsamplers, or "none"; None is what the checkpoint holds, or "lift" without one
+    cfg.MODEL.LIFT.UPSAMPLER = None
+    cfg.MODEL.LIFT.NORM = None  # LiFT's normalisation layer; None is the checkpoint's, or "BN"
+    cfg.MODEL.LIFT.RESIDUAL = None  # False is the paper's network; the authors' files do not say it
     cfg.MODEL.LIFT.STEPS = 1
     cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 is the fast way
     cfg.MODEL.LIFT.FREEZE = False
-    # Settings in which the LiFT may have been trained on other features, such as ["backbone"]
+    # Fields of FeatureSpec in which the LiFT may have been trained on other features, such as ["backbone"]
     cfg.MODEL.LIFT.ALLOW_LIFT = []
     # Parts of the model that a checkpoint may fill in part; see lift_det.modeling.GeneralizedRCNN
     cfg.MODEL.LIFT.ALLOW_PARTIAL = []
@@ -63,14 +58,14 @@ def add_lift_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.SIMPLE_FPN = CfgNode()
     cfg.MODEL.SIMPLE_FPN.OUT_CHANNELS = 256
-    cfg.MODEL.SIMPLE_FPN.SCALE_FACTORS = [2.0, 1.0, 0.5, 0.25]
+    cfg.MODEL.SIMPLE_FPN.LEVEL_STRIDES = [4, 8, 16, 32]
     cfg.MODEL.SIMPLE_FPN.NORM = "LN"
     cfg.MODEL.SIMPLE_FPN.SQUARE_PAD = 1024
 
     # tools/train_net.py: "ADAMW" with layer-wise decay as in ViTDet, or detectron2's "SGD"
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.VIT_LR_DECAY_RATE = 0.7
-    cfg.SOLVER.LIFT_LR_RATE = 1.0  # LiFT's factor; VIT_LR_DECAY_RATE for one that comes trained
+    cfg.SOLVER.LIFT_LR_RATE = None  # LiFT's factor; see lift_det.engine.LayerDecay
 
 
 @BACKBONE_REGISTRY.register()
@@ -81,14 +76,13 @@ def build_lift_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone
     checkpoint fits.
     """
     net = _build_vit(cfg.MODEL.VIT, input_shape)
-    shape = net.output_shape()["last_feat"]
     pyramid = cfg.MODEL.SIMPLE_FPN
     return LiFTFeaturePyramid(
         net,
-        _build_upsampler(cfg.MODEL.LIFT, shape),
+        _upsampler(cfg.MODEL.LIFT),
         in_feature="last_feat",
         out_channels=pyramid.OUT_CHANNELS,
-        scale_factors=pyramid.SCALE_FACTORS,
+        level_strides=pyramid.LEVEL_STRIDES,
         steps=cfg.MODEL.LIFT.STEPS,
         input_scale=cfg.MODEL.LIFT.INPUT_SCALE,
         top_block=LastLevelMaxPool(),
@@ -132,21 +126,7 @@ def _build_vit(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     )
 
 
-def _build_upsampler(cfg: CfgNode, vit: ShapeSpec) -> FeatureUpsampler | None:
+def _upsampler(cfg: CfgNode) -> LazyUpsampler | None:
     if cfg.UPSAMPLER == "none":
         return None
-    if cfg.UPSAMPLER == "bilinear":
-        return BilinearUpsample()
-    if cfg.UPSAMPLER == "lift":
-        return LiFT(
-            vit.channels,
-            vit.stride,
-            cfg.RESIDUAL,
-            norm=cfg.NORM,
-            network=cfg.NETWORK,
-            pool=cfg.POOL,
-            normalize=cfg.NORMALIZE,
-            keep_length=cfg.KEEP_LENGTH,
-            checkpoint=cfg.CHECKPOINT,
-        )
-    raise ValueError(f"MODEL.LIFT.UPSAMPLER is '{cfg.UPSAMPLER}'; it can be 'lift', 'bilinear' or 'none'.")
+    return LazyUpsampler(cfg.UPSAMPLER, cfg.CHECKPOINT, norm=cfg.NORM, residual=cfg.RESIDUAL)

@@ -1,7 +1,8 @@
-"""ViTDet's simple feature pyramid with LiFT between the ViT and the pyramid."""
+"""ViTDet's simple feature pyramid with an upsampler, such as LiFT, between the ViT and the pyramid."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -11,37 +12,38 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
 
-from .agreement import check_lift_on_net, check_lift_shape
-from .channel_norm import use_channel_layer_norm
-from .lift import FeatureUpsampler, resize_images
+from .feature_spec import FeatureSpec
+from .norms import use_channel_layer_norm
+from .upsamplers import FeatureUpsampler, LazyUpsampler, fit_upsampler, resize, scaled_size
 
 
 class LiFTFeaturePyramid(SimpleFeaturePyramid):
-    """A ViT, LiFT, and the pyramid that Mask R-CNN reads, as one detectron2 backbone.
+    """A ViT, an upsampler of its features, and the pyramid that Mask R-CNN reads, as one detectron2 backbone.
 
-    Its two uses (see DESIGN in the project's documentation):
+    Its two uses (docs/lift_in_vitdet.md):
 
-    - *dense*, the paper's: the ViT sees the whole image, LiFT takes its map of stride 16 to stride 8
-      (``scale_factors=(2, 1, 0.5, 0.25)``);
+    - *dense*, the paper's: the ViT sees the whole image, LiFT takes its map of stride 16 to stride 8;
     - *fast*: the ViT sees the image at half size (``input_scale=0.5``), and LiFT brings the map back to the size it
-      has in ViTDet, so that pyramid, heads and checkpoints are ViTDet's own (``scale_factors=(4, 2, 1, 0.5)``).
+      has in ViTDet, so that pyramid, heads and checkpoints are ViTDet's own.
 
-    The map that the pyramid starts from has stride ``net.stride / 2**steps / input_scale`` in pixels of the image. A
-    ViT of patch 14 reaches powers of two with an ``input_scale`` of 14/16 (or 7/16): a patch is then 16 (32) pixels of
-    the image. Scaling the image leaves the pretrained patch embedding as it is; resampling the embedding to patches of
-    16 pixels would change the features.
+    The map that the pyramid starts from has stride ``net.stride / 2**steps / input_scale`` in pixels of the image, and
+    each level is made of it by the factor that its own stride asks for. A ViT of patch 14 reaches powers of two with
+    an ``input_scale`` of 14/16 (or 7/16): a patch is then 16 (32) pixels of the image. Scaling the image leaves the
+    pretrained patch embedding as it is; resampling the embedding to patches of 16 pixels would change the features.
+
+    The upsampler is given the whole image in both: there is more to see in it than in what the ViT saw.
 
     Names in the state dict are ViTDet's (``net.*``, ``simfp_2.*`` …), and ``lift.*``. With ``lift=None``, upstream's
-    scale factors and ``input_scale=1`` the outputs are upstream's, but for rounding.
+    strides and ``input_scale=1`` the outputs are upstream's, but for rounding.
     """
 
     def __init__(
         self,
         net: Backbone,
-        lift: FeatureUpsampler | None,
+        lift: FeatureUpsampler | LazyUpsampler | None,
         in_feature: str,
         out_channels: int,
-        scale_factors: Sequence[float],
+        level_strides: Sequence[int] = (4, 8, 16, 32),
         steps: int = 1,
         input_scale: float = 1.0,
         top_block: nn.Module | None = None,
@@ -54,21 +56,21 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         """
         Args:
             net: the ViT; ``net.output_shape()[in_feature]`` gives its stride and width.
-            lift: doubles the map, ``lift(images, features)``; ``None`` is ViTDet without LiFT.
+            lift: upsamples the map; a :class:`LazyUpsampler` is built for this ViT. ``None`` is ViTDet without LiFT.
             in_feature: name of the ViT's map.
             out_channels: of every pyramid level.
-            scale_factors: of the levels against the map that the pyramid starts from, from fine to coarse; each a
-                power of two, each half of the one before.
-            steps: how often LiFT doubles the map (0 where ``lift`` is ``None``).
+            level_strides: of the levels, in pixels of the image, from fine to coarse; each a power of two, each twice
+                the one before. They are named by its logarithm: p2 has stride 4.
+            steps: how often the map is doubled (0 where ``lift`` is ``None``).
             input_scale: the ViT sees the image at this scale.
             top_block: as upstream's, e.g. ``LastLevelMaxPool()``; its ``in_feature`` has to be a level.
             norm: of the pyramid's convolutions.
             square_pad: pad every image to this many pixels square; a larger one is an error. 0 pads to what
                 the strides ask for.
             freeze_net: train nothing in the ViT, and keep it in evaluation mode.
-            freeze_lift: likewise for LiFT: its BatchNorm statistics stay, too.
-            allow_lift: in which settings a LiFT may have been trained on other features than this ViT's, such as
-                ``("backbone", "weights")``; see :func:`lift_det.modeling.check_lift`.
+            freeze_lift: the same for the upsampler: its BatchNorm statistics stay, too.
+            allow_lift: fields of :class:`FeatureSpec` in which a trained LiFT's features may differ from this ViT's,
+                such as ``("backbone", "weights")``.
 
         Raises:
             CheckpointError: a LiFT that was trained on other features than the ViT's. The ViT's weights are compared
@@ -80,15 +82,17 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         shape = net.output_shape()[in_feature]
         self.steps = steps if lift is not None else 0
         self.input_scale = input_scale
-        self.scale_factors = tuple(scale_factors)
         self.allow_lift = tuple(allow_lift)
-        check_lift_on_net(lift, net, allow_lift)
-        check_lift_shape(lift, shape)
+        describes = hasattr(net, "feature_spec")
+        spec = net.feature_spec(weights=False) if describes else FeatureSpec()
+        spec = dataclasses.replace(spec, in_channels=shape.channels, patch_size=shape.stride)
+        lift = fit_upsampler(lift, spec, net if describes else None, allow=allow_lift)
         patch_stride = _patch_stride(shape.stride, input_scale)
-        strides = _level_strides(patch_stride, self.steps, self.scale_factors)
+        strides = _check_strides(level_strides)
 
         self.stages = []
-        for scale, stride in zip(self.scale_factors, strides, strict=True):
+        for stride in strides:
+            scale = patch_stride / 2**self.steps / stride
             stage = _build_stage(shape.channels, out_channels, scale, norm)
             use_channel_layer_norm(stage)
             self.add_module(f"simfp_{int(math.log2(stride))}", stage)
@@ -181,12 +185,12 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         """
         self._check_size(x)
         # what the ViT sees
-        images = resize_images(x, (round(x.shape[-2] * self.input_scale), round(x.shape[-1] * self.input_scale)))
+        images = resize(x, (round(x.shape[-2] * self.input_scale), round(x.shape[-1] * self.input_scale)))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_net):
             bottom_up = self.net(images)
         features = bottom_up[self.in_feature]
         if self.steps:
-            features = self.lift.upsample(images, features, self.steps, original=x)
+            features = self.lift(x, features, scaled_size(features, self.steps))
         return bottom_up, features
 
     def _check_size(self, x: Tensor) -> None:
@@ -217,13 +221,12 @@ def _patch_stride(net_stride: int, input_scale: float) -> int:
     return rounded
 
 
-def _level_strides(patch_stride: int, steps: int, scale_factors: Sequence[float]) -> list[int]:
-    strides = [patch_stride / 2**steps / scale for scale in scale_factors]
+def _check_strides(strides: Sequence[int]) -> list[int]:
     powers_of_two = all(s >= 1 and s == int(s) and int(s) & (int(s) - 1) == 0 for s in strides)
     if not strides or not powers_of_two or any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
         raise ValueError(
-            f"scale_factors {tuple(scale_factors)} on a map of stride {patch_stride / 2**steps:g} give levels of "
-            f"strides {strides}; each has to be a power of two and twice the one before."
+            f"level_strides={list(strides)}: each has to be a power of two and twice the one before, such as "
+            "[4, 8, 16, 32]."
         )
     return [int(s) for s in strides]
 

@@ -21,7 +21,6 @@ import torch
 import lift_det
 from lift_det.checkpoint import CheckpointError
 from lift_det.data import DatasetError
-from lift_det.modeling import check_lift
 
 from .compare import compare, format_table
 from .labels import load_labelled_images
@@ -104,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lifts = {}
         for name, file in args.lift:
             lifts[name] = lift_det.load_lift(file)
-            check_lift(lifts[name], net.settings(), source=file)
+            lifts[name].trained_on.check(net.feature_spec(), source=file)
         train = load_labelled_images(args.train, settings.label_size, args.limit, args.classes)
         val = load_labelled_images(args.val, settings.label_size, args.limit, args.classes)
         results = compare(net, lifts, train, val, settings)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import lift_det
-from lift_det.modeling.lift import FeatureUpsampler, resize_images
+from lift_det.modeling import FeatureUpsampler
+from lift_det.modeling.upsamplers import resize
 
 from .figures import bootstrap_difference, boundary_band, intersection_over_union, mean_iou, pixel_accuracy
 from .labels import BACKGROUND, IGNORED, LabelledImages
@@ -23,7 +24,7 @@ OWN_MAP, BILINEAR, TRUE_FEATURES = "none", "bilinear", "true"
 
 def compare(
     net: lift_det.TimmViT,
-    lifts: Mapping[str, lift_det.LiFT],
+    lifts: Mapping[str, FeatureUpsampler],
     train: LabelledImages,
     val: LabelledImages,
     settings: Settings,
@@ -33,7 +34,7 @@ def compare(
 
     Args:
         net: the ViT.
-        lifts: trained LiFTs for this ViT, by the names that the results shall have.
+        lifts: trained upsamplers for this ViT, by the names that the results shall have.
         train, val: crops of ``settings.label_size`` with the same classes.
         report: is told of the progress.
 
@@ -55,7 +56,7 @@ def compare(
 
     start = time.perf_counter()
     own = {
-        split: extract(data.images, lambda x, _: net(resize_images(x, small))[feature], net)
+        split: extract(data.images, lambda x, _: net(resize(x, small))[feature], net)
         for split, data in (("train", train), ("val", val))
     }
     report(f"features of {len(train.images)} + {len(val.images)} images: {time.perf_counter() - start:.0f} s")
@@ -63,7 +64,7 @@ def compare(
     def upsampled(upsampler: FeatureUpsampler, split: str) -> Callable[[Tensor, slice], Tensor]:
         def compute(x: Tensor, where: slice) -> Tensor:
             maps = own[split][where].permute(0, 3, 1, 2).contiguous()
-            return upsampler.upsample(resize_images(x, small), maps, settings.steps, original=x)
+            return upsampler.upsample(x, maps, settings.steps)
 
         return compute
 
@@ -80,7 +81,7 @@ def compare(
             if name == OWN_MAP:
                 maps[split] = own[split]
             elif name == TRUE_FEATURES:
-                maps[split] = extract(data.images, lambda x, _: net(resize_images(x, large))[feature], net)
+                maps[split] = extract(data.images, lambda x, _: net(resize(x, large))[feature], net)
             else:
                 upsampler = upsamplers[name].to(device).eval()
                 maps[split] = extract(data.images, upsampled(upsampler, split), net)
@@ -113,7 +114,7 @@ def compare(
 
 def _check(
     net: lift_det.TimmViT,
-    lifts: Mapping[str, lift_det.LiFT],
+    lifts: Mapping[str, FeatureUpsampler],
     train: LabelledImages,
     val: LabelledImages,
     settings: Settings,
@@ -134,11 +135,7 @@ def _check(
     for name, lift in lifts.items():
         if name in (OWN_MAP, BILINEAR, TRUE_FEATURES):
             raise ValueError(f"'{name}' is the name of a method that is always compared: call this LiFT otherwise.")
-        if (lift.in_channels, lift.patch_size) != (net.embed_dim, net.patch_size):
-            raise ValueError(
-                f"The LiFT '{name}' is for {lift.in_channels} channels and patches of {lift.patch_size} pixels, the "
-                f"ViT has {net.embed_dim} and {net.patch_size}: name a LiFT that was trained on this ViT's features."
-            )
+        lift.use_features(net.feature_spec(weights=False))
     if train.class_names != val.class_names:
         raise ValueError(
             f"The training set's {len(train.class_names) - 1} classes and the validation set's "

@@ -6,7 +6,8 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from lift_det import FeatureExtractor, LiFT, LiFTFeaturePyramid, TimmViT, ViT
+from lift_det import FeatureExtractor, LiFTFeaturePyramid, TimmViT, ViT
+from lift_det.modeling import LiFTPlus
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -25,10 +26,9 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def lift(channels: int, patch_size: int) -> LiFT:
+def lift(channels: int, patch_size: int) -> LiFTPlus:
     """With all that LiFT can be made of."""
-    settings = dict(network="trunk", pool=3, normalize=True, keep_length=True)
-    return shaken(LiFT(channels, patch_size, **settings))
+    return shaken(LiFTPlus(channels, patch_size))
 
 
 def timm_vit(patch_size: int = 14, **kwargs: object) -> TimmViT:
@@ -66,13 +66,14 @@ def vit(window_size: int = 3) -> ViT:
 def pyramid(net: nn.Module, input_scale: float = 1.0, square_pad: int = 0) -> LiFTFeaturePyramid:
     """A backbone with its LiFT, and a level made by pooling."""
     (shape,) = net.output_shape().values()
+    finest = round(shape.stride / input_scale) // 2
     return shaken(
         LiFTFeaturePyramid(
             net,
             lift(shape.channels, shape.stride),
             in_feature="last_feat",
             out_channels=16,
-            scale_factors=(1.0, 0.5, 0.25),
+            level_strides=(finest, 2 * finest, 4 * finest),
             input_scale=input_scale,
             top_block=LastLevelMaxPool() if shape.stride == 16 else None,
             square_pad=square_pad,

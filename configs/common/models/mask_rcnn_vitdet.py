@@ -10,6 +10,8 @@ model.mask_format = "bitmask"  # "rle": a tenth of the time, where the evaluator
 model.backbone._target_ = LiFTFeaturePyramid
 model.backbone.net._target_ = ViT
 model.backbone.lift = None
+model.backbone.pop("scale_factors")  # the pyramid derives them from its levels' strides
+model.backbone.level_strides = (4, 8, 16, 32)
 model.backbone.steps = 1
 model.backbone.input_scale = 1.0
 model.backbone.freeze_net = False

@@ -1,11 +1,11 @@
-# A ViT that trains from scratch in minutes on a CPU, and its LiFT, for images of 128 pixels. The convolutional
-# residual blocks (an option of ViTDet's) are what lets it learn that soon.
+# A ViT that trains from scratch in minutes on a CPU, for images of 128 pixels. The convolutional residual blocks (an
+# option of ViTDet's) are what lets it learn that soon.
 from functools import partial
 
 import torch.nn as nn
 from detectron2.config import LazyCall as L
 
-from lift_det.modeling import LiFT, ViT
+from lift_det.modeling import ViT
 
 net = L(ViT)(
     img_size=128,
@@ -20,4 +20,3 @@ net = L(ViT)(
     pretrain_use_cls_token=False,
     out_feature="last_feat",
 )
-lift = L(LiFT)(in_channels=128, patch_size=8, residual=True, norm="BN", checkpoint="")

@@ -1,4 +1,4 @@
-"""One's own data sets in COCO's format: checked, parted, and put into a config."""
+"""Own data sets in COCO's format: checked, split, and put into a config."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def own_coco(check: CocoCheck, folder: str | os.PathLike) -> OwnCoco:
 
 
 def hold_out(check: CocoCheck, every: int = 10) -> tuple[CocoCheck, CocoCheck]:
-    """Parts a data set without one to evaluate on: every so many-th image, in the order of the file, is for that.
+    """Splits a data set: every ``every``-th image, in the order of the file, is held out for the evaluation.
 
     Returns:
         What is left to train on, and what is held out; each with all categories.

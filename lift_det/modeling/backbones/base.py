@@ -1,12 +1,15 @@
-"""What timm's ViTs and detectron2's have in common here: the map of any block, and a description of it."""
+"""The base class of the ViTs: the map of any block and facet, and a description of it."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
+from detectron2.modeling.backbone import Backbone
 from timm.models.eva import EvaBlockPostNorm
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
-from .agreement import weights_fingerprint
+from ..feature_spec import FeatureSpec, weights_fingerprint
 
 #: What can be read from a block: its output, or a projection of its attention.
 FACETS = ("token", "query", "key", "value")
@@ -14,17 +17,29 @@ FACETS = ("token", "query", "key", "value")
 _POST_NORM = (EvaBlockPostNorm, ResPostBlock)
 
 
-class PlainViT:
-    """A ViT whose features can be taken from any block; comes before Backbone among the base classes."""
+class PlainViT(Backbone):
+    """A ViT whose features can be taken from any block.
+
+    A new kind of ViT is a subclass with what is abstract here; extractor, pyramid, LiFT's training and export ask for
+    nothing else. Where it derives from another project's ViT, too, this class comes first.
+
+    Attributes:
+        patch_size: pixels, the stride of the map.
+        embed_dim: C of the tokens.
+        depth: number of blocks.
+        num_heads: of the attention.
+        pixel_mean, pixel_std: of the images that the weights were trained on, RGB, 0 to 255; None where the network
+            alone does not say.
+        weights_given: whether the model was built with trained weights; if not they are random, or come later from a
+            checkpoint.
+    """
 
     patch_size: int
     embed_dim: int
     depth: int
     num_heads: int
-    #: Of the images that the weights were trained on, RGB, 0 to 255; None where the network alone does not say.
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
-    #: Whether the model was built with trained weights; if not they are random, or come later from a checkpoint.
     weights_given: bool = False
 
     @property
@@ -33,10 +48,26 @@ class PlainViT:
         return False
 
     @property
+    @abstractmethod
     def description(self) -> str:
         """The network, without its weights: what builds the same one again."""
-        raise NotImplementedError
 
+    @property
+    @abstractmethod
+    def transformer_blocks(self) -> nn.ModuleList:
+        """The transformer blocks."""
+
+    @property
+    def largest_window(self) -> int:
+        """Side of the largest attention window, in patches; 0 without windows. Export traces with larger maps."""
+        return 0
+
+    @property
+    def fixed_size_reason(self) -> str:
+        """Why the ViT can be exported for one image size only; empty where any size is possible."""
+        return ""
+
+    @abstractmethod
     def feature_map(
         self, x: Tensor, layer: int | None = None, facet: str = "token", norm: bool | None = None
     ) -> Tensor:
@@ -57,7 +88,6 @@ class PlainViT:
         Raises:
             ValueError: sizes that are not whole patches, or as :meth:`resolve`.
         """
-        raise NotImplementedError
 
     def resolve(self, layer: int | None, facet: str, norm: bool | None) -> tuple[int, bool]:
         """Turns what :meth:`feature_map` takes into the block, counted from 0, and whether the final norm is applied.
@@ -85,7 +115,7 @@ class PlainViT:
             raise ValueError(
                 f"norm=True is for the facet 'token': the final norm is made for tokens, not for a {facet}."
             )
-        block = self._blocks()[index]
+        block = self.transformer_blocks[index]
         if not _has_projections(block):
             raise ValueError(
                 f"The ViT's blocks are of the kind {type(block).__name__}, whose attention has no {facet} of its own "
@@ -102,45 +132,35 @@ class PlainViT:
         index, _ = self.resolve(layer, facet, None)
         if facet == "token":
             return self.embed_dim
-        attention = self._blocks()[index].attn
+        attention = self.transformer_blocks[index].attn
         if attention.qkv is not None:
             return attention.qkv.out_features // 3
         return getattr(attention, f"{facet[0]}_proj").out_features
 
-    def settings(self, layer: int | None = None, facet: str = "token", norm: bool | None = None) -> dict[str, str]:
-        """Says which features :meth:`feature_map` gives, as metadata of a LiFT that is trained on them.
+    def feature_spec(
+        self, layer: int | None = None, facet: str = "token", norm: bool | None = None, *, weights: bool = True
+    ) -> FeatureSpec:
+        """Describes what :meth:`feature_map` gives.
 
-        Returns:
-            ``backbone``, ``in_channels``, ``patch_size``, ``layer``, ``facet``, ``final_norm``, ``weights`` (of
-            :func:`lift_det.modeling.weights_fingerprint`, as they are now), and ``pixel_mean`` and ``pixel_std``
-            where they are known.
+        Args:
+            layer, facet, norm: as in :meth:`feature_map`.
+            weights: read the weights, as they are now, for their fingerprint.
 
         Raises:
             ValueError: as :meth:`resolve`.
         """
-        settings = self.describe_features(layer, facet, norm)
-        settings["weights"] = weights_fingerprint(self)
-        for name in ("pixel_mean", "pixel_std"):
-            if getattr(self, name) is not None:
-                settings[name] = " ".join(f"{value:g}" for value in getattr(self, name))
-        return settings
-
-    def describe_features(
-        self, layer: int | None = None, facet: str = "token", norm: bool | None = None
-    ) -> dict[str, str]:
-        """The part of :meth:`settings` that can be said without reading the weights."""
         index, norm = self.resolve(layer, facet, norm)
-        return {
-            "backbone": self.description,
-            "in_channels": str(self.map_channels(index, facet)),
-            "patch_size": str(self.patch_size),
-            "layer": str(index),
-            "facet": facet,
-            "final_norm": str(norm).lower(),
-        }
-
-    def _blocks(self) -> nn.ModuleList:
-        raise NotImplementedError
+        return FeatureSpec(
+            backbone=self.description,
+            in_channels=self.map_channels(index, facet),
+            patch_size=self.patch_size,
+            layer=index,
+            facet=facet,
+            final_norm=norm,
+            weights=weights_fingerprint(self) if weights else None,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+        )
 
 
 def project(block: nn.Module, tokens: Tensor, facet: str) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import timm
 import torch
-from detectron2.modeling.backbone import Backbone
 from timm.data import resolve_model_data_config
 from timm.layers import PatchEmbed
 from timm.models import eva, vision_transformer
@@ -22,7 +21,7 @@ from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from lift_det.checkpoint import CheckpointError, check_head_count, convert_vit, load_strictly, read_state_dict
 
-from .plain_vit import PlainViT, project
+from .base import PlainViT, project
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -34,7 +33,7 @@ _HEAD = (r"head(_dist)?\.", r"fc_norm\.", r"attn_pool\.")
 _NOT_THE_NETWORK = re.compile(r"img_size|.*drop_rate|weight_init|cache_dir|pretrained_.*")
 
 
-class TimmViT(PlainViT, Backbone):
+class TimmViT(PlainViT):
     """A timm ViT that gives its last feature map: (N, 3, H, W) images to ``{out_feature: (N, embed_dim, H/p, W/p)}``.
 
     The timm model is ``self.vit``, unchanged but for its head, which is taken off; state-dict names are timm's behind
@@ -211,8 +210,20 @@ class TimmViT(PlainViT, Backbone):
         patches = tokens[:, self.num_prefix_tokens :]  # (N, HW, C)
         return patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
 
-    def _blocks(self) -> nn.ModuleList:
+    @property
+    def transformer_blocks(self) -> nn.ModuleList:
+        """The transformer blocks."""
         return self.vit.blocks
+
+    @property
+    def fixed_size_reason(self) -> str:
+        """See :attr:`PlainViT.fixed_size_reason`."""
+        if not self.window_size:
+            return ""
+        return (
+            "A TimmViT with windows cuts them smaller at the right and the bottom, and how many kinds of them there "
+            "are depends on the size"
+        )
 
     def _check_windows(self) -> None:
         if self.window_size < 0 or bool(self.window_size) != bool(self.window_block_indexes):

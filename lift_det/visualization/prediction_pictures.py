@@ -12,7 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
-from .pictures import picture_predictions
+from .detections import picture_predictions
 
 
 class PredictionPictures(HookBase):
@@ -73,8 +73,7 @@ class PredictionPictures(HookBase):
         if isinstance(model, DistributedDataParallel):  # whose forward would wait for the other processes
             model = model.module
         averages = getattr(self.trainer, "ema", None)
-        random_state = np.random.get_state()
-        np.random.seed(0)  # detectron2 draws its colours at random: each time the same
+        random_state = np.random.get_state()  # mappers draw numbers, too
         try:
             with averages.applied() if averages is not None else contextlib.nullcontext():
                 metadata = MetadataCatalog.get(self.dataset_name)

@@ -22,9 +22,9 @@ from lift_det.data.image_files import InputFile, find_files
 from lift_det.data.images import read_rgb
 from lift_det.data.video import VideoReader, VideoWriter
 from lift_det.files import write_atomically
-from lift_det.modeling.rcnn import GeneralizedRCNN
+from lift_det.modeling import GeneralizedRCNN
+from lift_det.visualization import draw_detections
 
-from .detections_picture import draw_detections
 from .prediction_file import PredictionFile
 
 JSON_NAME = "predictions.json"

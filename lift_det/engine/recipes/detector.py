@@ -1,4 +1,4 @@
-"""A config fitted to one's own data: classes, schedule and learning rate, by rules that are said in words."""
+"""Fits a detector's config to your own data: classes, schedule and learning rate, by rules that are printed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from .hooks import BestCheckpoint
-from .own_data import OwnCoco, check_own_coco, hold_out, own_coco, use_dataset
-from .progress import ProgressBar
-from .trainer import Trainer
+from lift_det.visualization import PredictionPictures
 
-#: images that the shipped configs' schedules count as an epoch
-_EPOCH_IMAGES = {"coco_2017_train": 118_000, "lift_det_synthetic_train": 1000, "coco_2017_train_overfit8": 8}
+from ..hooks import BestCheckpoint
+from ..progress import ProgressBar
+from ..trainer import Trainer
+from .own_data import OwnCoco, check_own_coco, hold_out, own_coco, use_dataset
+
 _MIN_ITERATIONS = 1000
-# By its name: this room does not know the one that draws.
-_PICTURES = "lift_det.evaluation.prediction_pictures.PredictionPictures"
 
 
 def fit_config(
@@ -31,6 +29,7 @@ def fit_config(
     *,
     data_folder: str | os.PathLike,
     weights: str | None = None,
+    lift: str | os.PathLike | None = None,
     device: str = "cuda",
     batch_size: int | None = None,
     epochs: float | None = None,
@@ -49,14 +48,20 @@ def fit_config(
         val: what to evaluate on; None holds every 10th image of ``dataset`` out.
         data_folder: for what is found in the annotations, and what of them is used.
         weights: to start from, a path or a URL; None are the config's.
+        lift: a trained LiFT's file, to start from; None is the config's.
         device: ``"cuda"`` or ``"cpu"``.
         batch_size, epochs, iterations, learning_rate: see :func:`fit_schedule`.
         say: is given the pages on the data, and the rules with their numbers.
 
     Raises:
         DatasetError: the data cannot be used as it is.
-        ValueError: the config is no detector's, or a number is wrong.
+        ValueError: the config is no detector's, it has no place for a LiFT, or a number is wrong.
     """
+    if lift is not None:
+        place = OmegaConf.select(cfg, "model.backbone.lift")
+        if place is None or "checkpoint" not in place:
+            raise ValueError("This config's model has no LiFT (model.backbone.lift.checkpoint) that a file could fill.")
+        place.checkpoint = os.path.abspath(lift)
     # in folders of their own: two annotation files may have one name
     train_folder, val_folder = (os.path.join(data_folder, split) for split in ("train", "val"))
     train_check = check_own_coco(dataset, train_folder, say=say)
@@ -107,11 +112,11 @@ def _state_evaluation(cfg: DictConfig, with_masks: bool) -> None:
     # stated, because an evaluator that is given no prediction cannot tell
     evaluator.tasks = ["bbox", "segm"] if with_masks else ["bbox"]
     # a config that was fitted before has these hooks already
-    own = (BestCheckpoint, ProgressBar, locate(_PICTURES))
+    own = (BestCheckpoint, ProgressBar, PredictionPictures)
     cfg.train.hooks = [
         *(hook for hook in cfg.train.get("hooks", []) if _class_of(hook) not in own),
         LazyCall(BestCheckpoint)(metric="segm/AP" if with_masks else "bbox/AP"),
-        LazyCall(_PICTURES)(
+        LazyCall(PredictionPictures)(
             dataset="${dataloader.test.dataset}",
             dataset_name="${dataloader.test.dataset.names}",
             mapper="${dataloader.test.mapper}",
@@ -224,6 +229,8 @@ def fit_schedule(
         lines.append(f"{iterations} iterations of {batch_size} images: {iterations * batch_size / num_images:g} epochs")
     loader.total_batch_size = batch_size
     cfg.train.max_iter = iterations
+    for name in ("epochs", "epoch_images"):  # which the config had derived its length from
+        cfg.train.pop(name, None)
 
     old_rate = cfg.optimizer.lr
     cfg.optimizer.lr = old_rate * batch_size / old_batch if learning_rate is None else learning_rate
@@ -234,14 +241,10 @@ def fit_schedule(
 
     multiplier = cfg.lr_multiplier
     scheduler = multiplier.get("scheduler", {})
-    if "milestones" in scheduler:
-        steps = (round(step * iterations / old_iterations) for step in scheduler.milestones)
-        # in a very short training steps fall together, or behind its end
-        after = {step: value for step, value in zip(steps, scheduler["values"][1:], strict=True) if step < iterations}
-        scheduler.milestones, scheduler["values"] = list(after), [scheduler["values"][0], *after.values()]
-        lines.append(f"steps of the learning rate at {list(scheduler.milestones)}")
-    if scheduler.get("num_updates") is not None:
-        scheduler.num_updates = iterations
+    if "milestones" in scheduler:  # they are shares of the training, in units of num_updates
+        units = scheduler.get("num_updates") or scheduler.milestones[-1]
+        steps = [math.ceil(step / units * iterations) for step in scheduler.milestones]
+        lines.append(f"steps of the learning rate at {steps}")
     if "warmup_length" in multiplier:
         warmup = min(round(multiplier.warmup_length * old_iterations), iterations // 10)
         multiplier.warmup_length = warmup / iterations
@@ -272,12 +275,12 @@ def _class_counts(node: DictConfig | ListConfig, path: str) -> Iterator[str]:
 
 def _epoch_images(cfg: DictConfig) -> int:
     """How many images the config's own training set has."""
+    if cfg.train.get("epoch_images"):
+        return cfg.train.epoch_images
     names = cfg.dataloader.train.dataset.get("names")
-    if isinstance(names, str):
-        if names in _EPOCH_IMAGES:
-            return _EPOCH_IMAGES[names]
-        if names in DatasetCatalog:
-            return len(DatasetCatalog.get(names))
+    if isinstance(names, str) and names in DatasetCatalog:
+        return len(DatasetCatalog.get(names))
     raise ValueError(
-        f"The length of an epoch of this config's own data ({names}) cannot be told: say epochs or iterations."
+        f"The length of an epoch of this config's own data ({names}) is not known: state train.epoch_images in the "
+        "config, or give epochs or iterations."
     )

@@ -1,4 +1,4 @@
-"""Models that say what of a checkpoint they took, and refuse one that fits by halves."""
+"""Mixin that reports and rejects partial checkpoint loads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from lift_det.checkpoint import check_partial_load
-
-from .agreement import check_lift
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -61,7 +59,7 @@ class CheckedLoading:
         names = [name.removeprefix("module.") for name in state_dict]
         brought = {part for part in ("net", "lift") if any(name.startswith(f"backbone.{part}.") for name in names)}
         # a ViT for a LiFT that has been read from a file; a checkpoint that brings both has trained them together
-        if brought == {"net"} and getattr(lift, "metadata", None) and hasattr(net, "settings"):
-            settings = backbone.settings() if hasattr(backbone, "settings") else net.settings()
-            check_lift(lift, settings, allow=getattr(backbone, "allow_lift", ()))
+        if brought == {"net"} and getattr(lift, "metadata", None) and hasattr(net, "feature_spec"):
+            source = backbone if hasattr(backbone, "feature_spec") else net
+            lift.trained_on.check(source.feature_spec(), backbone.allow_lift)
         return result

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling.meta_arch import GeneralizedRCNN as _GeneralizedRCNN
 from detectron2.structures import Instances
 
-from .channel_norm import use_channel_layer_norm
+from ..norms import use_channel_layer_norm
 from .checked_loading import CheckedLoading
 from .postprocess import MASK_FORMATS, detector_postprocess
 

@@ -10,9 +10,8 @@ from typing import Any
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
+from lift_det.evaluation.coco_instances import instances_to_coco_json, with_category_ids
 from lift_det.files import write_text_atomically
-
-from .coco_instances import instances_to_coco_json, with_category_ids
 
 
 class PredictionFile:
@@ -70,7 +69,7 @@ class PredictionFile:
             self._annotations.append({"id": len(self._annotations) + 1, **result, "area": area, "iscrowd": 0})
 
     def write(self, **info: Any) -> None:
-        """Writes all that was added, in one step: whatever happens, the file at ``path`` is whole.
+        """Writes all that was added, in one step: the file at ``path`` is whole, the old or the new.
 
         Args:
             info: as in the constructor.

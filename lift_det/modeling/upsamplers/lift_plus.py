@@ -1,6 +1,9 @@
-"""What LiFT can be made of besides the paper's network: a trunk, normalised features, an attention pooling."""
+"""LiFT improved: another network, normalised features, an attention pooling in place of bilinear interpolation."""
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +11,90 @@ from detectron2.layers import get_norm
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .base import register_upsampler, resize, scaled_size
+from .files import UpsamplerFile
+from .lift import LiFT
+
+NETWORKS = ("trunk", "paper")
 _IMAGE_CHANNELS = 48
 # Every neighbour's share before training, so that the logarithm of bilinear's weights is finite.
 _PRIOR_SHARE = 0.004
+
+
+@register_upsampler("lift_plus")
+class LiFTPlus(LiFT):
+    """A residual LiFT that learns more in less time; docs/lift_training.md has what each of its parts brings.
+
+    The network is :class:`TrunkNetwork`. Its output is added to an attention pooling of the features, not to their
+    bilinear upsampling. It sees features of one scale, and the lengths of the feature vectors are kept.
+    """
+
+    stated_by_files = ()
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int,
+        *,
+        network: str = "trunk",
+        pool: int = 3,
+        normalize: bool = True,
+        keep_length: bool = True,
+        norm: str = "BN",
+        checkpoint: str | os.PathLike = "",
+    ) -> None:
+        """
+        Args:
+            in_channels: C, the ViT's width; a multiple of 4 (of 2 with the paper's network).
+            patch_size, keep_length, norm, checkpoint: as in :class:`LiFT`.
+            network: ``"trunk"``, or ``"paper"`` for LiFT's own.
+            pool: side of the neighbourhood, in the ViT's cells, from which :class:`AttentionPool` takes what the
+                network's output is added to; odd, from 3. 0 is bilinear upsampling.
+            normalize: give the network features of mean 0 and deviation 1 in each channel, and scale what it adds by
+                each channel's deviation: some channels of a ViT are many times as large as others. See
+                :class:`FeatureNorm`.
+
+        Raises:
+            ValueError: as :class:`LiFT`; an unknown network, or a pool that is not odd.
+            CheckpointError: the checkpoint has other settings.
+        """
+        if network not in NETWORKS:
+            raise ValueError(f"LiFTPlus's network is one of {NETWORKS}, not '{network}'.")
+        if pool and (pool < 3 or pool % 2 == 0):
+            raise ValueError(f"pool={pool}: expected an odd number from 3, or 0.")
+        self.network = network
+        self._divisor = 4 if network == "trunk" else 2
+        super().__init__(in_channels, patch_size, norm=norm, keep_length=keep_length)
+        self.pool_size = pool
+        self.normalize = FeatureNorm(in_channels) if normalize else None
+        self.pool = AttentionPool(self.outc.in_channels, pool) if pool else None
+        if checkpoint:
+            UpsamplerFile(checkpoint).load_into(self)
+
+    def step(self, images: Tensor, features: Tensor) -> Tensor:
+        """See :meth:`LiFT.step`."""
+        images = self._image_for(images, features)
+        normalized = features if self.normalize is None else self.normalize(features)
+        hidden = self._network(images, normalized)
+        added = self.outc(hidden)
+        if self.normalize is not None:
+            added = added * self.normalize.deviation()
+        return added + (resize(features, scaled_size(features)) if self.pool is None else self.pool(features, hidden))
+
+    def settings(self) -> dict[str, Any]:
+        """See :meth:`FeatureUpsampler.settings`."""
+        settings = super().settings()
+        del settings["residual"]  # it always is
+        return {**settings, "network": self.network, "pool": self.pool_size, "normalize": self.normalize is not None}
+
+    def _add_network(self, norm: str) -> int:
+        if self.network == "paper":
+            return super()._add_network(norm)
+        self.trunk = TrunkNetwork(self.in_channels, self.patch_pixels, norm)
+        return self.trunk.out_channels
+
+    def _network(self, images: Tensor, features: Tensor) -> Tensor:
+        return super()._network(images, features) if self.network == "paper" else self.trunk(images, features)
 
 
 class TrunkNetwork(nn.Module):

@@ -1,22 +1,27 @@
-"""Plots of what trainings and evaluations left: curves of `metrics.json`, and several evaluations side by side."""
+"""Curves of a training's `metrics.json`, and evaluations side by side as bars."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from lift_det.files import write_atomically
+from lift_det.results import (
+    TASKS,
+    EvaluationResult,
+    check_comparable,
+    class_figures,
+    folder_names,
+    is_detection,
+    overall_figures,
+    read_metrics,
+)
 
-from .result_tables import class_figures, overall_figures
-from .results import TASKS, EvaluationResult, folder_names, is_detection, read_metrics
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .figure_file import save_figure
 
 Metrics = Mapping[str, Sequence[Mapping[str, float]]]
 
@@ -27,6 +32,7 @@ _MARKERS = "os^Dv<>"
 _PANEL = (3.6, 2.6)  # inches
 _SMOOTHED = 12  # a smoothed point is the mean of one part in so many of a curve
 _FEW = 40  # so many points of a curve are marked as points, too
+_ERROR = "1 − cosine to the true features (less is better)"
 
 
 def plot_training(folders: Sequence[str | os.PathLike], path: str | os.PathLike) -> Figure:
@@ -75,8 +81,8 @@ def plot_training(folders: Sequence[str | os.PathLike], path: str | os.PathLike)
         axes.remove()
     for axes in every_axes[max(len(panels) - columns, 0) : len(panels)]:  # the lowest of each column
         axes.set_xlabel("iteration", fontsize=9)
-    _name_folders(figure, list(metrics))
-    _save(figure, path)
+    _name_series(figure, list(metrics))
+    save_figure(figure, path)
     return figure
 
 
@@ -93,14 +99,37 @@ def plot_comparison(results: Sequence[EvaluationResult], path: str | os.PathLike
     Raises:
         ValueError: detectors and LiFTs are among the results, or there is none; an unknown ending.
     """
-    if not results or len({is_detection(result) for result in results}) != 1:
-        raise ValueError("Expected evaluations of detectors, or of LiFTs alone, to draw side by side.")
+    check_comparable(results)
     if is_detection(results[0]):
         figure = _compare_detections(results)
     else:
         figure = _compare_reconstructions(results)
-    _name_folders(figure, [result.name for result in results])
-    _save(figure, path)
+    _name_series(figure, [result.name for result in results])
+    save_figure(figure, path)
+    return figure
+
+
+def plot_reconstruction(errors: Mapping[str, Sequence[float]], tasks: Sequence[str], path: str | os.PathLike) -> Figure:
+    """Draws reconstruction errors 1 − cosine as bars, a group for each task.
+
+    Args:
+        errors: of each method, one for each task; NaN leaves a bar out.
+        tasks: their names.
+        path: as :func:`plot_training` has it.
+
+    Returns:
+        The figure that was written.
+
+    Raises:
+        ValueError: an unknown ending.
+    """
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    _draw_bars(axes, list(errors.values()), tasks)
+    axes.set_ylabel(_ERROR)
+    _dress(axes)
+    _name_series(figure, list(errors))
+    save_figure(figure, path)
     return figure
 
 
@@ -157,17 +186,17 @@ def _compare_reconstructions(results: Sequence[EvaluationResult]) -> Figure:
         axes.tick_params(axis="x", labelrotation=20)
         axes.set_title(task, fontsize=10)
         _dress(axes)
-    figure.supylabel("1 − cosine to the true features (less is better)", fontsize=9)
+    figure.supylabel(_ERROR, fontsize=9)
     return figure
 
 
 def _draw_bars(axes: Axes, values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
-    """A group of bars for each name, in it one for each result."""
+    """Draws a group of bars for each name; ``values`` has a list for each bar of the groups."""
     width = 0.8 / len(values)
     for i, heights in enumerate(values):
         places = np.arange(len(names)) + (i - (len(values) - 1) / 2) * width
         bars = axes.bar(places, heights, width * 0.92, color=_colour(i))
-        if len(values) <= 4:  # more would run into each other
+        if len(values) <= 4 or len(names) <= 3:  # more would run into each other
             digits = 1 if np.nanmax(heights, initial=0) > 1 else 3
             labels = ["" if np.isnan(height) else f"{height:.{digits}f}" for height in heights]
             axes.bar_label(bars, labels, fontsize=7 if len(values) < 3 else 6, padding=1)
@@ -250,12 +279,7 @@ def _marker(values: np.ndarray) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # no window, no global state
-    return figure
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def _dress(axes: Axes) -> None:
@@ -266,20 +290,10 @@ def _dress(axes: Axes) -> None:
     axes.yaxis.get_offset_text().set_fontsize(8)
 
 
-def _name_folders(figure: Figure, names: Sequence[str]) -> None:
-    """One folder is the title, several are a legend above all panels."""
-    from matplotlib.lines import Line2D
-
+def _name_series(figure: Figure, names: Sequence[str]) -> None:
+    """Makes one name the title, and several a legend above all panels."""
     if len(names) == 1:
         figure.suptitle(names[0], fontsize=11)
         return
     handles = [Line2D([], [], color=_colour(i), ls=_style(i), lw=3, label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(names), 4), frameon=False, fontsize=9)
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    path = os.fspath(path)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=os.path.splitext(path)[1][1:] or "png", dpi=120)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(names), 5), frameon=False, fontsize=9)

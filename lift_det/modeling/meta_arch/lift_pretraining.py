@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.backbone import Backbone
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from lift_det.modeling.checked_loading import CheckedLoading
-from lift_det.modeling.features import FeatureExtractor
-from lift_det.modeling.lift import LiFT, resize_images, save_lift
-
+from ..backbones import PlainViT
+from ..features import FeatureExtractor
+from ..norms import synchronise_batchnorm
+from ..upsamplers import FeatureUpsampler, LazyUpsampler, resize, save_lift
+from .checked_loading import CheckedLoading
 from .feature_cache import FeatureCache, digest
-from .sync_batchnorm import synchronise_batchnorm
 
 #: what is reconstructed from what: (name, size it starts from, size it ends at), sizes as shares of the image
 OBJECTIVES = {
@@ -43,8 +42,8 @@ class LiFTPretraining(CheckedLoading, nn.Module):
 
     def __init__(
         self,
-        net: Backbone,
-        lift: LiFT,
+        net: PlainViT,
+        lift: FeatureUpsampler | LazyUpsampler,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
         *,
@@ -61,10 +60,10 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         """
         Args:
             net: the ViT.
-            lift: what is trained.
+            lift: what is trained. A :class:`LazyUpsampler` without a name and a checkpoint is ``"lift_plus"``.
             pixel_mean: of each channel on the 0 to 255 scale, in the order of the loader's images (RGB); None takes
                 the ViT's own.
-            pixel_std: likewise.
+            pixel_std: of each channel, too.
             layer, facet, norm: which of the ViT's features, see :class:`lift_det.FeatureExtractor`.
             objectives: weights of ``full_from_half``, ``half_from_quarter`` (the paper's two, which None stands for)
                 and ``full_from_quarter``, which goes through LiFT twice, the image enlarged bilinearly in between.
@@ -89,15 +88,17 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         self.objectives = _weights(objectives or {"full_from_half": 1.0, "half_from_quarter": 1.0}, OBJECTIVES)
         self.losses = _weights(losses or {"cosine": 1.0}, _LOSSES)
         net.requires_grad_(False)
+        if isinstance(lift, LazyUpsampler):
+            lift = lift.with_default("lift_plus")
+        self.backbone = FeatureExtractor(
+            net, lift, layer=layer, facet=facet, norm=norm, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
         if comm.get_world_size() > 1:
-            synchronise_batchnorm(lift)
-        self.backbone = FeatureExtractor(net, lift, layer=layer, facet=facet, norm=norm)
-        pixel_mean = self.backbone.pixel_mean if pixel_mean is None else pixel_mean
-        pixel_std = self.backbone.pixel_std if pixel_std is None else pixel_std
-        if pixel_mean is None or pixel_std is None:
-            raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
-        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
+            synchronise_batchnorm(self.backbone.lift)
+        for name in ("pixel_mean", "pixel_std"):
+            if (values := getattr(self.backbone, name)) is None:
+                raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
+            self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
         #: training steps so far; in checkpoints, so that a LiFT says how long it was trained
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         if autocast not in ("", "bfloat16", "float16"):
@@ -110,7 +111,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         self._cache: FeatureCache | None = None
 
     @property
-    def lift(self) -> LiFT:
+    def lift(self) -> FeatureUpsampler:
         """What is trained."""
         return self.backbone.lift
 
@@ -169,7 +170,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
                 f"choose multiples of {4 * patch}."
             )
         used = sorted({part for pair in pairs.values() for part in pair})
-        scaled = {part: resize_images(images, (height // part, width // part)) for part in used}
+        scaled = {part: resize(images, (height // part, width // part)) for part in used}
         return scaled, self._features(raw, scaled)
 
     def _training_losses(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> dict[str, Tensor]:
@@ -180,13 +181,13 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         for name, weight in self.objectives.items():
             start, end = OBJECTIVES[name]
             if start == 4 and half_from_quarter is None:
-                half_from_quarter = self.lift.double(scaled[4], features[4])
+                half_from_quarter = self.lift.step(scaled[4], features[4])
             if name == "half_from_quarter":
                 lifted = half_from_quarter
             elif name == "full_from_quarter":
-                lifted = self.lift.double(resize_images(scaled[4], tuple(scaled[2].shape[-2:])), half_from_quarter)
+                lifted = self.lift.step(resize(scaled[4], tuple(scaled[2].shape[-2:])), half_from_quarter)
             else:
-                lifted = self.lift.double(scaled[start], features[start])
+                lifted = self.lift.step(scaled[start], features[start])
             for kind, share in self.losses.items():
                 key = f"loss_{name}" if len(self.losses) == 1 else f"loss_{name}_{kind}"
                 # in full precision: half a precision's error is as large as what is left to learn
@@ -200,7 +201,9 @@ class LiFTPretraining(CheckedLoading, nn.Module):
             return {part: self.backbone.extract(images).float() for part, images in scaled.items()}
         if self._cache is None:
             # here and not at construction, because a checkpoint may have been loaded in between
-            self._cache = FeatureCache(self.feature_cache, digest(self.backbone.net, self._settings()))
+            self._cache = FeatureCache(
+                self.feature_cache, digest(self.backbone.net, self.backbone.feature_spec().to_metadata())
+            )
         cache, parts = self._cache, tuple(scaled)
         # and the precision, which is another in training where there is an autocast
         device = self.pixel_mean.device
@@ -221,12 +224,6 @@ class LiFTPretraining(CheckedLoading, nn.Module):
                     found[i] = {str(part): maps[i] for part, maps in new.items()}
         return {part: torch.stack([maps[str(part)].to(device) for maps in found]) for part in parts}
 
-    def _settings(self) -> dict[str, str]:
-        settings = self.backbone.settings()
-        for name, value in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
-            settings[name] = " ".join(f"{v:g}" for v in value.flatten().tolist())
-        return settings
-
     def _scores(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> list[dict[str, dict[str, float]]]:
         size = tuple(features[1].shape[-2:])
         results: dict[str, dict[str, Tensor]] = {}
@@ -240,8 +237,8 @@ class LiFTPretraining(CheckedLoading, nn.Module):
                 for mode in ("nearest", "bilinear", "bicubic")
             }
             candidates["lift"] = self.lift.upsample(scaled[start], features[start], steps)
-            if steps > 1:  # the second step may look at the real image of its size, where there is one
-                candidates["lift_original"] = self.lift.upsample(scaled[start], features[start], steps, scaled[end])
+            if steps > 1:  # where there is the whole image, later steps look at it and not at an enlarged one
+                candidates["lift_original"] = self.lift.upsample(scaled[end], features[start], steps)
             for name, map_ in candidates.items():
                 results.setdefault(f"cosine_{task}", {})[name] = F.cosine_similarity(map_, true, dim=1).mean((1, 2))
                 results.setdefault(f"rel_l2_{task}", {})[name] = relative_l2(map_, true)
@@ -267,7 +264,8 @@ class Reconstructions(list):
     def save_lift(self, path: str | os.PathLike, metadata: Mapping[str, str]) -> None:
         """Writes the LiFT with its settings and ``metadata``, see :func:`lift_det.modeling.save_lift`."""
         model = self._model
-        save_lift(model.lift, path, {**model._settings(), "steps": str(int(model.steps)), **metadata})
+        facts = model.backbone.feature_spec().to_metadata()
+        save_lift(model.lift, path, {**facts, "steps": str(int(model.steps)), **metadata})
 
 
 def relative_l2(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The result of an evaluation, evaluated now or read from a training's `metrics.json`, and the file that keeps it."""
+"""Results of evaluations, measured or read from a training's `metrics.json`, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 
 #: what evaluators call boxes and masks -> what tables call them
 TASKS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+#: of the names that evaluators give to figures of one class
+CLASS_PREFIX = "AP-"
 
 _DETECTION = re.compile(rf"({'|'.join(TASKS)})/(.+)", re.DOTALL)
 _RECONSTRUCTION = re.compile(r"((?:cosine|rel_l2|error_reduction)_\w+)/(\w+)")
@@ -36,7 +38,7 @@ class EvaluationResult:
         name: what tables and plots call it.
         figures: as the evaluator gives them. A detector's are in percent, NaN where something cannot be computed:
             ``{"bbox": {"AP": 31.2, "AP50": …, "AP-person": 40.0}, "segm": …}``. A LiFT's are
-            :class:`ReconstructionEvaluator`'s.
+            those of :class:`lift_det.evaluation.ReconstructionEvaluator`.
         dataset: what was evaluated on; None where it is not known.
         num_images: evaluated; None where it is not known.
         objects: of each class in the ground truth, without crowds, in class order; empty where it is not known.
@@ -168,6 +170,28 @@ def count_objects(dataset_dicts: Iterable[Mapping[str, Any]], classes: Sequence[
 def is_detection(result: EvaluationResult) -> bool:
     """Whether the figures are a detector's, and not a LiFT's."""
     return any(task in TASKS for task in result.figures)
+
+
+def check_comparable(results: Sequence[EvaluationResult]) -> None:
+    """Checks that there are results, and that all are of detectors or all of LiFTs.
+
+    Raises:
+        ValueError: they are not; the message names each.
+    """
+    if len({is_detection(result) for result in results}) != 1:
+        kinds = ", ".join(f"'{result.name}' ({'detector' if is_detection(result) else 'LiFT'})" for result in results)
+        raise ValueError(f"Expected evaluations of detectors, or of LiFTs alone, to compare, got {kinds or 'none'}.")
+
+
+def overall_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of one task that are of all classes together: AP, AP50, AP75, by size."""
+    order = ["AP", "AP50", "AP75", "APs", "APm", "APl", *figures]  # metrics.json is sorted otherwise
+    return {name: figures[name] for name in order if name in figures and not name.startswith(CLASS_PREFIX)}
+
+
+def class_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """The AP of each class in one task, by its name."""
+    return {name.removeprefix(CLASS_PREFIX): value for name, value in figures.items() if name.startswith(CLASS_PREFIX)}
 
 
 def write_result(result: EvaluationResult, folder: str | os.PathLike) -> str:

@@ -1,0 +1,152 @@
+"""Configs by name or path, with overrides: the one way to load one."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lift_det.modeling import add_lift_config
+
+CONFIG_SUFFIXES = (".py", ".yaml")
+# common/ holds what configs are made of: no model of its own, so nothing to list.
+_PARTS_FOLDER = "common"
+_PACKAGE_FOLDER = Path(__file__).resolve().parent
+
+
+class ConfigNotFoundError(RuntimeError):
+    """No config has this name. A `RuntimeError`, because that is what detectron2's model zoo raises."""
+
+
+class OverrideError(ValueError):
+    """Overrides that cannot be applied to a config."""
+
+
+def load(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictConfig | CfgNode:
+    """Loads a config: a LazyConfig (``.py``, or the ``config.yaml`` that a training saved of one), or one of yacs.
+
+    A config is code: it names what is called. Load only configs from people whose code you would run.
+
+    Args:
+        name_or_path: a file, or a shipped config's path under ``configs/``; see :func:`find_config`.
+        overrides: ``key=value``, as detectron2's tools take them.
+
+    Raises:
+        ConfigNotFoundError: there is no such file, and no shipped config of that name.
+        OverrideError: an override that cannot be read or applied.
+        ValueError: the file is no config of a model.
+    """
+    path = find_config(name_or_path)
+    if _is_yacs(path):
+        cfg = get_cfg()
+        add_lift_config(cfg)
+        cfg.merge_from_file(path)
+        return apply_overrides(cfg, overrides)
+    cfg = LazyConfig.load(path)
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"'{path}' is no config: expected a LazyConfig, or one of yacs.")
+    return apply_overrides(cfg, overrides)
+
+
+def apply_overrides(cfg: DictConfig | CfgNode, overrides: Sequence[str]) -> DictConfig | CfgNode:
+    """Applies ``key=value`` overrides; see :func:`load`. A yacs config is changed in place.
+
+    For yacs, detectron2's ``KEY VALUE`` pairs are taken, too.
+    """
+    try:
+        if isinstance(cfg, DictConfig):
+            return LazyConfig.apply_overrides(cfg, list(overrides))
+        pairs = all("=" in override for override in overrides)
+        cfg.merge_from_list([part for text in overrides for part in text.split("=", 1)] if pairs else list(overrides))
+        return cfg
+    except (HydraException, OmegaConfBaseException, AssertionError, KeyError, ValueError) as error:
+        raise OverrideError(f"the overrides {list(overrides)} cannot be applied: {error}") from error
+
+
+def find_config(name_or_path: str | os.PathLike) -> str:
+    """The path of a config.
+
+    Args:
+        name_or_path: a file; or a name under ``configs/``, such as ``COCO/mask_rcnn_lift_vitdet_b_100ep.py``. The
+            suffix may be left out; ``.py`` is then tried before ``.yaml``. Parts of configs
+            (``common/data/coco_loader_lsj.py``) are found too.
+
+    Raises:
+        ConfigNotFoundError: there is none; the message has the names closest to it.
+    """
+    name = os.fspath(name_or_path)
+    return name if os.path.isfile(name) else find_shipped_config(name)
+
+
+def find_shipped_config(name: str) -> str:
+    """As :func:`find_config`, for names alone."""
+    root = _configs_folder()
+    # with_suffix would take a dot in a name for a suffix
+    candidates = [name] if name.endswith(CONFIG_SUFFIXES) else [name + suffix for suffix in CONFIG_SUFFIXES]
+    for candidate in candidates:
+        path = (root / candidate).resolve()
+        if path.is_file() and path.is_relative_to(root):
+            return str(path)
+    raise ConfigNotFoundError(_not_found_message(name))
+
+
+def list_configs() -> list[str]:
+    """The names of all shipped configs that describe a model, sorted: those of every folder but ``common/``."""
+    return [name for name in _all_names() if not name.startswith(f"{_PARTS_FOLDER}/")]
+
+
+def _is_yacs(path: str) -> bool:
+    if path.endswith(".py"):
+        return False
+    with open(path, encoding="utf-8") as file:
+        return re.search(r"^(MODEL|_BASE_):", file.read(), re.MULTILINE) is not None
+
+
+def _configs_folder() -> Path:
+    """`configs/` inside the package in an installed copy, `configs/` at the top of the sources in a checkout."""
+    in_package, in_checkout = _PACKAGE_FOLDER / "model_zoo" / "configs", _PACKAGE_FOLDER.parent / "configs"
+    for folder in (in_package, in_checkout):
+        if folder.is_dir():
+            return folder.resolve()
+    raise ConfigNotFoundError(
+        f"lift_det's configs are neither in {in_package} nor in {in_checkout}: this copy of lift_det is incomplete. "
+        "Install it again, from a whole checkout."
+    )
+
+
+def _all_names() -> list[str]:
+    root = _configs_folder()
+    paths = (path for path in root.rglob("*") if path.suffix in CONFIG_SUFFIXES and path.name != "__init__.py")
+    return sorted(path.relative_to(root).as_posix() for path in paths)
+
+
+def _not_found_message(name: str) -> str:
+    names = _all_names()
+    # Compared without folder and suffix too, which is how most names go wrong.
+    by_stem = {Path(candidate).stem: candidate for candidate in names}
+    close = difflib.get_close_matches(name, names, n=3)
+    close += [by_stem[stem] for stem in difflib.get_close_matches(Path(name).stem, by_stem, n=3)]
+    close = list(dict.fromkeys(close))[:3]
+    message = f"There is no config '{name}', neither a file nor a shipped one."
+    if close:
+        message += f" Close to it: {', '.join(close)}."
+    return message + " All names: `lift-det configs --names`, or lift_det.model_zoo.list_configs()."
+
+
+def iterations(epochs: float, epoch_images: int, batch_size: int) -> int:
+    """Length of a training: iterations of ``batch_size`` images in ``epochs`` times ``epoch_images``.
+
+    Configs call it as ``${lift_det.iterations:…}``, so that ``train.epochs=50`` or another batch size is one key.
+    """
+    return math.ceil(epochs * epoch_images / batch_size)
+
+
+OmegaConf.register_new_resolver("lift_det.iterations", iterations, replace=True)

@@ -1,0 +1,16 @@
+"""Bilinear interpolation behind the upsamplers' interface: the control for all others."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import FeatureUpsampler, register_upsampler, resize, scaled_size
+
+
+@register_upsampler("bilinear")
+class BilinearUpsample(FeatureUpsampler):
+    """Bilinear interpolation (``align_corners=False``), blind to the image, without parameters."""
+
+    def forward(self, images: Tensor, features: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """See :meth:`FeatureUpsampler.forward`."""
+        return resize(features, output_size or scaled_size(features))
