@@ -44,7 +44,7 @@ test-docs: install
 	$(VENV_PYTHON) -m tests.docs.commands
 	$(VENV_PYTHON) -m pytest -q -m docs_long tests/docs --durations=0
 
-# lift_det and its rooms; what is in a room is shown there
+# lift_det and its packages; what is in a package is shown there
 docs: install
 	$(VENV_PYTHON) -m pdoc --docformat google --template-directory docs/api --output-directory $(DOCS) \
 		lift_det lift_det.checkpoint lift_det.layers '!lift_det[.][a-z_]+[.]'

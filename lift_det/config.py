@@ -20,6 +20,10 @@ CONFIG_SUFFIXES = (".py", ".yaml")
 # common/ holds what configs are made of: no model of its own, so nothing to list.
 _PARTS_FOLDER = "common"
 _PACKAGE_FOLDER = Path(__file__).resolve().parent
+# of yacs, of hydra's grammar, and of detectron2, which knows no deletion (`~key`)
+_OVERRIDE_ERRORS = (
+    HydraException, OmegaConfBaseException, AssertionError, KeyError, NotImplementedError, ValueError
+)  # fmt: skip
 
 
 class ConfigNotFoundError(RuntimeError):
@@ -42,7 +46,7 @@ def load(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Dict
     Raises:
         ConfigNotFoundError: there is no such file, and no shipped config of that name.
         OverrideError: an override that cannot be read or applied.
-        ValueError: the file is no config of a model.
+        ValueError: the file is no config.
     """
     path = find_config(name_or_path)
     if _is_yacs(path):
@@ -67,7 +71,7 @@ def apply_overrides(cfg: DictConfig | CfgNode, overrides: Sequence[str]) -> Dict
         pairs = all("=" in override for override in overrides)
         cfg.merge_from_list([part for text in overrides for part in text.split("=", 1)] if pairs else list(overrides))
         return cfg
-    except (HydraException, OmegaConfBaseException, AssertionError, KeyError, ValueError) as error:
+    except _OVERRIDE_ERRORS as error:
         raise OverrideError(f"the overrides {list(overrides)} cannot be applied: {error}") from error
 
 
@@ -107,7 +111,8 @@ def _is_yacs(path: str) -> bool:
     if path.endswith(".py"):
         return False
     with open(path, encoding="utf-8") as file:
-        return re.search(r"^(MODEL|_BASE_):", file.read(), re.MULTILINE) is not None
+        # whose keys are all capitals, where a LazyConfig has `model` and `train`
+        return re.search(r"^(_BASE_|[A-Z][A-Z_]*):", file.read(), re.MULTILINE) is not None
 
 
 def _configs_folder() -> Path:

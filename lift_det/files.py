@@ -1,4 +1,4 @@
-"""Files that are whole whatever happens: for every room, and with the standard library alone."""
+"""Atomic file writes, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file so that whatever happens, ``path`` holds the old content or the new, never a part.
+    """Writes a file atomically: ``path`` holds the old content or the new, never a part.
 
     Args:
         path: the file to write; its folder must exist.

@@ -1,4 +1,4 @@
-"""What metrics.json says after kills and restarts, and tables of one evaluation and of several."""
+"""What metrics.json says after kills and restarts, and results as files."""
 
 import json
 import logging
@@ -6,15 +6,14 @@ import math
 
 import pytest
 
-from lift_det.evaluation import (
+from lift_det.results import (
     EvaluationResult,
-    comparison_table,
+    class_figures,
     count_objects,
     folder_names,
+    overall_figures,
     read_metrics,
     recorded_result,
-    result_table,
-    write_comparison,
     write_result,
 )
 
@@ -31,20 +30,6 @@ def write(folder, *lines):
     text = "".join(line if isinstance(line, str) else f"{json.dumps(line)}\n" for line in lines)
     (folder / "metrics.json").write_text(text, encoding="utf-8")
     return folder
-
-
-def detection(name="a", **kwargs):
-    figures = {
-        "bbox": {"AP": 30.0, "AP50": 50.0, "APl": NAN, "AP-cat": 40.0, "AP-dog": 20.0, "AP-emu": NAN},
-        "segm": {"AP": 25.0, "AP50": 45.0, "APl": NAN, "AP-cat": 35.0, "AP-dog": 15.0, "AP-emu": NAN},
-    }
-    return EvaluationResult(name, figures, **{"dataset": "pets", **kwargs})
-
-
-def cells(table):
-    """The rows of a Markdown table, by their first cell."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
-    return {row[0]: row[1:] for row in rows}
 
 
 def test_lines_come_in_the_order_of_iterations(tmp_path):
@@ -103,6 +88,18 @@ def test_the_last_evaluation_is_read(tmp_path):
         recorded_result(write(tmp_path, loss(19, 3.0)))
 
 
+def test_an_evaluation_of_a_lift_is_read(tmp_path):
+    line = {"cosine_2x/bilinear": 0.8, "cosine_2x/lift": 0.9, "error_reduction_2x/lift": 50.0, "iteration": 100}
+    figures = recorded_result(write(tmp_path, loss(99, 1.0), line)).figures
+    assert figures == {"cosine_2x": {"bilinear": 0.8, "lift": 0.9}, "error_reduction_2x": {"lift": 50.0}}
+
+
+def test_figures_of_all_classes_and_of_each():
+    figures = {"AP-cat": 40.0, "AP75": 3.0, "APl": NAN, "AP": 1.0, "AR": 5.0, "AP50": 2.0}
+    assert list(overall_figures(figures)) == ["AP", "AP50", "AP75", "APl", "AR"]
+    assert class_figures(figures) == {"cat": 40.0}
+
+
 def test_folders_get_short_names_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert folder_names(["output/a/", "output/b"]) == ["a", "b"]
@@ -121,74 +118,9 @@ def test_objects_are_counted_without_crowds():
     assert count_objects(records, ["cat", "dog", "emu"]) == {"cat": 1, "dog": 2, "emu": 0}
 
 
-def test_table_of_one_result():
-    table = result_table(detection(objects={"dog": 3, "cat": 2, "emu": 0}))
-    rows = cells(table)
-    assert rows["boxes"] == ["30.0", "50.0", "–"] and rows["masks"] == ["25.0", "45.0", "–"]
-    assert rows["cat"] == ["2", "40.0", "35.0"]
-    assert list(rows).index("dog") < list(rows).index("cat"), "not in class order"
-    assert "emu" not in rows and table.endswith("Not one object of: emu.")
-    # without counts
-    assert cells(result_table(detection()))["cat"] == ["40.0", "35.0"]
-    # a model that finds nothing has no figures of classes
-    empty = EvaluationResult("a", {"bbox": {"AP": NAN, "AP50": NAN}}, objects={"cat": 2})
-    rows = cells(result_table(empty))
-    assert rows["boxes"] == ["–", "–"] and not {"class", "cat"} & rows.keys()
-
-
-def test_comparison_has_differences_and_empty_cells():
-    second = EvaluationResult(
-        "b", {"bbox": {"AP": 28.75, "AP50": 49.99, "APl": 12.0, "AP-cat": 41.0, "AP-yak": 5.0}}, dataset="pets"
-    )
-    table = comparison_table([detection(), second])
-    boxes, masks = table.split("### Masks")
-    rows = cells(boxes)
-    assert rows[""] == ["a", "b"]
-    assert rows["AP"] == ["30.0", "28.8 (-1.2)"] and rows["AP50"] == ["50.0", "50.0 (+0.0)"]
-    assert rows["APl"] == ["–", "12.0"], "a difference from NaN"
-    assert rows["cat"] == ["40.0", "41.0 (+1.0)"] and rows["dog"] == ["20.0", ""] and rows["yak"] == ["", "5.0"]
-    assert cells(masks)["AP"] == ["25.0", ""]
-    assert "**Not the same classes**: not every data set has dog, emu, yak." in table
-    assert "Not the same data" not in table
-
-
-def test_comparison_says_what_is_not_the_same_data():
-    def notes(*results):
-        return comparison_table(results).split("###")[0]
-
-    same = detection(num_images=9), detection("b", num_images=9)
-    assert notes(*same) == ""
-    nothing_found = EvaluationResult("b", {"bbox": {"AP": NAN}}, dataset="pets", objects={"cat": 1, "dog": 1, "emu": 0})
-    assert notes(detection(), nothing_found) == ""
-    assert "a: pets; b: wild" in notes(detection(), detection("b", dataset="wild"))
-    assert "a: pets (9 images); b: pets (8 images)" in notes(detection(num_images=9), detection("b", num_images=8))
-    assert "a: pets; b: data not known" in notes(detection(), detection("b", dataset=None))
-    assert "Not known whether" in notes(detection(dataset=None), detection("b", dataset=None))
-
-
-def test_objects_stand_in_a_comparison_of_the_same_data():
-    objects = {"cat": 2, "dog": 3, "emu": 0}
-    assert "cat (2)" in cells(comparison_table([detection(objects=objects), detection("b", objects=objects)]))
-    assert "cat" in cells(comparison_table([detection(objects=objects), detection("b")]))
-
-
-def test_lifts_are_compared_with_lifts(tmp_path):
-    for name, value in (("first", 0.9), ("second", 0.925)):
-        line = {"cosine_2x/bilinear": 0.8, "cosine_2x/lift": value, "error_reduction_2x/lift": 50.0, "iteration": 100}
-        write(tmp_path / name, loss(99, 1.0), line)
-    results = [recorded_result(tmp_path / name, dataset="photos") for name in ("first", "second")]
-    rows = cells(comparison_table(results))
-    assert rows["cosine_2x/lift"] == ["0.9000", "0.9250 (+0.0250)"]
-    assert rows["error_reduction_2x/lift"] == ["50.0", "50.0 (+0.0)"]
-    assert cells(result_table(results[0]))["cosine_2x/bilinear"] == ["0.8000"]
-    with pytest.raises(ValueError, match=r"'a' \(detector\), 'first' \(LiFT\)"):
-        comparison_table([detection(), results[0]])
-    with pytest.raises(ValueError, match="got none"):
-        comparison_table([])
-
-
 def test_results_are_written_as_strict_json(tmp_path):
-    result = detection(num_images=4, objects={"cat": 2}, weights="model_final.pth")
+    figures = {"bbox": {"AP": 30.0, "APl": NAN, "AP-cat": 40.0}, "segm": {"AP": 25.0}}
+    result = EvaluationResult("a", figures, num_images=4, objects={"cat": 2}, weights="model_final.pth")
     path = write_result(result, tmp_path / "new" / "inference")
     assert [file.name for file in (tmp_path / "new" / "inference").iterdir()] == ["evaluation.json"]
 
@@ -199,11 +131,3 @@ def test_results_are_written_as_strict_json(tmp_path):
     assert path.endswith("evaluation.json")
     assert content["figures"]["bbox"]["APl"] is None and content["figures"]["bbox"]["AP"] == 30.0
     assert content["num_images"] == 4 and content["versions"].keys() == {"lift_det", "detectron2", "torch"}
-
-    markdown, data = write_comparison([result, detection("b")], tmp_path / "compared")
-    assert (tmp_path / "compared/comparison.md").read_text().rstrip() == comparison_table([result, detection("b")])
-    assert [one["name"] for one in json.loads((tmp_path / "compared/comparison.json").read_text())["results"]] == [
-        "a",
-        "b",
-    ]
-    assert {markdown, data} == {str(tmp_path / "compared" / f"comparison.{ending}") for ending in ("md", "json")}

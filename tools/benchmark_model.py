@@ -194,7 +194,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=1024, help="pixels of a side")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of lift_det: bf16 and fp16 are autocast's")
-    parser.add_argument("--stock-dtype", choices=DTYPES, default="fp32", help="of detectron2, likewise")
+    parser.add_argument("--stock-dtype", choices=DTYPES, default="fp32", help="of detectron2, in the same way")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that torch uses on the CPU")

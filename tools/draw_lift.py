@@ -10,17 +10,16 @@ The ViT and the images are those of the config of LiFT's training; the images ar
 import argparse
 from pathlib import Path
 
-import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 
-from lift_det import BilinearUpsample, FeatureExtractor, load_lift
-from lift_det.evaluation import draw_upsampled
-from lift_det.modeling import check_lift
+from lift_det import BilinearUpsample, FeatureExtractor, config, load_lift
+from lift_det.modeling import upsampled_features
+from lift_det.visualization import draw_feature_maps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="a LazyConfig of LiFT's training")
+    parser.add_argument("--config-file", required=True, help="of LiFT's training: a path, or a name in configs/")
     parser.add_argument("--lift", action="append", default=[], metavar="NAME=FILE", help="any number of times")
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--steps", type=int, default=2, help="how often the map is doubled (2)")
@@ -28,21 +27,21 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="overrides, key=value")
     args = parser.parse_args()
 
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
-    model = cfg.model
-    extractor = FeatureExtractor(instantiate(model.net), layer=model.layer, facet=model.facet, norm=model.get("norm"))
+    cfg = config.load(args.config_file, args.opts)
+    extractor = FeatureExtractor.of_model(instantiate(cfg.model))
     upsamplers = {"bilinear": BilinearUpsample()}
     for given in args.lift:
         name, _, file = given.partition("=")
         upsamplers[name] = load_lift(file)
-        check_lift(upsamplers[name], extractor.settings(), source=file)
-    statistics = [
-        torch.tensor(list(model[name] or getattr(extractor, name))).view(3, 1, 1)
-        for name in ("pixel_mean", "pixel_std")
-    ]
+        upsamplers[name].trained_on.check(extractor.feature_spec(), source=file)
     dataset = instantiate(cfg.dataloader.test.dataset)
-    images = torch.stack([dataset[i]["image"] for i in args.images]).float()
-    draw_upsampled(extractor, upsamplers, images, *statistics, args.steps, args.output)
+    images, maps = [], []
+    for i in args.images:
+        image = dataset[i]["image"]  # (3, H, W)
+        images.append(image.permute(1, 2, 0).numpy())
+        upsampled = upsampled_features(extractor, upsamplers, extractor.normalize(image[None].float()), args.steps)
+        maps.append({name: map_[0] for name, map_ in upsampled.items()})
+    draw_feature_maps(images, maps, args.output)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,24 @@ python tools/draw_predictions.py --config-file CONFIG --output predictions.png t
 import argparse
 from pathlib import Path
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 
+from lift_det import config
 from lift_det.engine import Checkpointer
-from lift_det.evaluation import draw_predictions
+from lift_det.visualization import draw_predictions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="a LazyConfig")
+    parser.add_argument("--config-file", required=True, help="a LazyConfig: a path, or a name in configs/")
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--num-images", type=int, default=8, help="the first so many of the test set")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="draw predictions from this score on")
     parser.add_argument("opts", nargs="*", help="overrides, key=value")
     args = parser.parse_args()
 
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    cfg = config.load(args.config_file, args.opts)
     model = instantiate(cfg.model).to(cfg.train.device)
     Checkpointer(model).load(cfg.train.init_checkpoint)
     test = cfg.dataloader.test

@@ -95,22 +95,29 @@ def _last(folder: Path) -> dict:
 
 def _draw(output: Path, checkpoint: Path, opts: list[str]) -> int:
     import torch
-    from detectron2.config import LazyConfig, instantiate
+    from detectron2.config import instantiate
     from detectron2.data import MetadataCatalog
 
-    from lift_det import model_zoo
+    from lift_det import BilinearUpsample, config
     from lift_det.engine import Checkpointer
-    from lift_det.evaluation import draw_features, draw_predictions
+    from lift_det.visualization import draw_feature_maps, draw_predictions
 
-    cfg = LazyConfig.apply_overrides(model_zoo.get_config(DETECTOR_CONFIG), opts)
+    cfg = config.load(DETECTOR_CONFIG, opts)
     model = instantiate(cfg.model)
     Checkpointer(model).load(str(checkpoint))
     model.eval()
     dicts, mapper = instantiate(cfg.dataloader.test.dataset), instantiate(cfg.dataloader.test.mapper)
     metadata = MetadataCatalog.get(cfg.dataloader.test.dataset.names)
     draw_predictions(model, dicts[:8], metadata, mapper, output / "predictions.png", score_threshold=0.4)
-    images = torch.stack([mapper(d)["image"].float() for d in dicts[:4]])
-    draw_features(model.backbone, images, model.pixel_mean, model.pixel_std, output / "features.png")
+
+    images = torch.stack([mapper(d)["image"] for d in dicts[:4]])  # (N, 3, H, W) uint8
+    backbone = model.backbone
+    with torch.no_grad():
+        bottom_up, lifted = backbone.forward_features((images - model.pixel_mean) / model.pixel_std)
+    features = bottom_up[backbone.in_feature]
+    bilinear = BilinearUpsample().upsample(images, features, backbone.steps)
+    maps = [{"vit": features[i], "bilinear": bilinear[i], "lift": lifted[i]} for i in range(len(images))]
+    draw_feature_maps(list(images.permute(0, 2, 3, 1).numpy()), maps, output / "features.png")
     return sum(p.numel() for p in model.parameters())
 
 

@@ -20,8 +20,9 @@ train.max_iter = "${lift_det.iterations:${train.epochs},${train.epoch_images},${
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(
         values=[1.0, 0.1, 0.01],
-        milestones=[24, 26],  # of 27 parts, however long the training is
-        num_updates=27,
+        # ViTDet's, at 8/9 and 26/27: as shares of num_updates they hold however long the training is
+        milestones=[163889, 177546],
+        num_updates=184375,
     ),
     warmup_length=250 / 184375,
     warmup_factor=0.001,

@@ -33,7 +33,7 @@ class CocoFinding:
             out; ``"noted"``, it is kept.
         text: a sentence that names the annotation, the image and its file, and says what is the matter.
         annotation_id: as the file has it; None where it is not about one annotation, or that has no id.
-        image_id: likewise.
+        image_id: of the image, in the same way.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""The one error of this room, and the sentence that says where data sets are looked for."""
+"""The error of this package, and the sentence that says where data sets are looked for."""
 
 from __future__ import annotations
 

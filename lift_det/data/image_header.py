@@ -23,7 +23,7 @@ class ImageHeader:
 
     Attributes:
         stored_size: width and height in pixels, as they are in the file.
-        size: likewise, as detectron2 reads the image: turned as its EXIF orientation says.
+        size: in pixels, as detectron2 reads the image: turned as its EXIF orientation says.
         orientation: EXIF's, 1 to 8. 1 is as stored; from 5 on width and height change places.
         mode: Pillow's name of the kind of pixels, such as ``"RGB"``.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
-from lift_det.evaluation.coco_instances import instances_to_coco_json, with_category_ids
+from lift_det.evaluation import instances_to_coco_json, with_category_ids
 from lift_det.files import write_text_atomically
 
 

@@ -108,7 +108,7 @@ class Predictor:
                 - an array, uint8 (H, W, 3), its channels in ``array_format``; (H, W) is grey; of (H, W, 4) the fourth,
                   alpha, is left out;
                 - the path of a file, read by Pillow, turned the way its EXIF orientation says;
-                - a Pillow image of any mode, turned likewise.
+                - a Pillow image of any mode, turned the same way.
 
                 A list goes through the model as one batch. Its images do not change each other's results where the
                 model pads to a square (``square_pad``); padding to the largest of a batch can.

@@ -1,4 +1,4 @@
-"""Does an exported file give what the model gives?"""
+"""Comparison of an exported file with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TOLERANCE = 1e-4
 
 
 class ExportError(ValueError):
-    """A model that cannot be exported as it was asked for; the message says what to do."""
+    """A model cannot be exported as requested; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file beside the model, on one batch of images.
+    """How far a file is from the model on one batch of images.
 
     Attributes:
         shape: of the images, (N, 3, H, W).

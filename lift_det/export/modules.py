@@ -201,7 +201,7 @@ class BackboneModule(ExportModule):
         Args:
             backbone: in evaluation mode.
             pixel_mean: the detector's, in the order of ``input_format``, 0 to 255.
-            pixel_std: likewise.
+            pixel_std: as pixel_mean.
             input_format: the detector's, "RGB" or "BGR". The exported file takes RGB in both cases.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Files that are looked at before they are put where they belong."""
+"""Writes to a temporary directory, validates, then moves."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def staged(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a place beside ``path`` to write a file of its name to; it is moved there if nothing is raised.
+    """Gives a path to write to, in a temporary directory beside ``path``; the file is moved if nothing is raised.
 
-    What else is written beside it moves too, and first, so that the file itself is never there without.
+    Other files in that directory are moved too, and first, so that the file never exists without them.
 
     Raises:
         OSError: the folder is not there or cannot be written.

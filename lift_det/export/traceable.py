@@ -1,10 +1,9 @@
-"""Models in operators that every format has, for sizes that are symbols."""
+"""Rewrites models so that they can be traced with symbolic sizes, in operators that every format has."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 
 from lift_det.layers.rel_pos_attention.sdpa import masked_attention
-from lift_det.modeling import LiFTFeaturePyramid, ViT
+from lift_det.modeling import ViT
 from lift_det.modeling.backbones.vit import Attention, Block, MapLinear
 from lift_det.modeling.upsamplers.base import resize
 
@@ -23,11 +22,10 @@ M = TypeVar("M", bound=nn.Module)
 def traceable(model: M) -> M:
     """A copy of a model that computes the same and can be traced for images of any size.
 
-    What is written for speed (a few rows of the map at a time, operators of lift_det's own) or asks about sizes (are
-    these the positions' own?) is replaced: blocks, windows and positions of :class:`lift_det.ViT`, the rotary positions
-    of DINOv3, the size at which the pyramid shows the image to its ViT, and how LiFT enlarges the image for patches of
-    14 pixels, which onnxruntime does less exactly. Everything else traces as it is, but for windows in a
-    :class:`lift_det.TimmViT`, whose number of kinds depends on the size.
+    What is written for speed (a few rows of the map at a time, operators of lift_det's own) or depends on whether sizes
+    agree is replaced: blocks, windows and positions of :class:`lift_det.ViT`, the rotary positions of DINOv3, and how
+    LiFT enlarges the image (``resize_image``), which onnxruntime does less exactly. Everything else traces as it is, other ViTs and upsamplers too, but for a ViT that has a
+    :attr:`~lift_det.modeling.PlainViT.fixed_size_reason`.
 
     Args:
         model: in evaluation mode; not changed.
@@ -47,8 +45,6 @@ def traceable(model: M) -> M:
             positions = module.pos_embed[:, int(module.pretrain_use_cls_token) :]
             module.patch_embed = _EmbeddingWithPositions(module.patch_embed, positions)
             module.pos_embed = None
-        elif isinstance(module, LiFTFeaturePyramid):
-            module.input_scale = _Ratio(module.input_scale)
         elif hasattr(module, "resize_image"):
             module.resize_image = _resize_exactly
         elif type(module) is RotaryEmbeddingDinoV3 and module.normalize_coords == "separate":
@@ -57,7 +53,7 @@ def traceable(model: M) -> M:
 
 
 class _TraceableBlock(Block):
-    """The block in one piece, as in training."""
+    """The block without splitting the map, as in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C)."""
@@ -89,7 +85,7 @@ class _TraceableAttention(Attention):
             x = masked_attention(q, k, v, rows, columns, self.scale)
         else:
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        # cloned, because formats lay the attention's result out in ways of their own
+        # cloned, because backends differ in the memory layout of what attention gives
         x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         x = x.flatten(2).unflatten(1, grid)  # (B', h, w, C)
         if window_size:
@@ -146,36 +142,20 @@ class _TraceableRotaryEmbedding(RotaryEmbeddingDinoV3):
 
 
 def _resize_exactly(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """As ``resize``, which onnxruntime does less exactly where it enlarges."""
-    if images.shape[-2] >= size[0] or images.shape[-1] >= size[1]:
-        return resize(images, size)
-    return _enlarge(_enlarge(images, dim=2, length=size[0]), dim=3, length=size[1])
-
-
-def _enlarge(images: Tensor, dim: int, length: int) -> Tensor:
-    """Bilinear interpolation along one side, with places in whole numbers.
+    """``resize`` with coordinates in whole numbers where it enlarges.
 
     onnxruntime has them in fp32, so that 448 pixels of noise enlarged to 512 are wrong by 3e-4, and LiFT's map is, too.
     """
-    old = images.shape[dim]
-    # where the new pixels' middles lie between the old ones', in parts of 2 · length
-    places = ((2 * torch.arange(length, device=images.device) + 1) * old - length).clamp(min=0)
-    before = places // (2 * length)
-    share = (places - before * (2 * length)) / (2 * length)
-    after = (before + 1).clamp(max=old - 1)
-    share = share.to(images.dtype).view([-1 if i == dim else 1 for i in range(images.ndim)])
-    first, second = images.index_select(dim, before), images.index_select(dim, after)
-    return first + (second - first) * share
-
-
-class _Ratio:
-    """A scale whose product with a size is whole and needs no rounding, which not every format has."""
-
-    def __init__(self, value: float) -> None:
-        ratio = Fraction(value).limit_denominator(1024)
-        self.numerator, self.denominator = ratio.numerator, ratio.denominator
-
-    def __rmul__(self, size: int | torch.SymInt | Tensor) -> int | torch.SymInt:
-        if isinstance(size, Tensor):  # as torch.jit.trace has sizes
-            size = int(size)
-        return size * self.numerator // self.denominator
+    if images.shape[-2] >= size[0] or images.shape[-1] >= size[1]:
+        return resize(images, size)
+    for dim, length in zip((2, 3), size, strict=True):
+        old = images.shape[dim]
+        # where the new pixels' centres lie between the old ones', in units of 1 / (2 · length)
+        places = ((2 * torch.arange(length, device=images.device) + 1) * old - length).clamp(min=0)
+        before = places // (2 * length)
+        share = (places - before * (2 * length)) / (2 * length)
+        after = (before + 1).clamp(max=old - 1)
+        share = share.to(images.dtype).view([-1 if i == dim else 1 for i in range(4)])
+        first, second = images.index_select(dim, before), images.index_select(dim, after)
+        images = first + (second - first) * share
+    return images

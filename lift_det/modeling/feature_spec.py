@@ -67,9 +67,7 @@ class FeatureSpec:
         Raises:
             ValueError: a name in ``allow`` that is not compared.
         """
-        unknown = sorted(set(allow) - set(COMPARED))
-        if unknown:
-            raise ValueError(f"allow_lift names {unknown}; what is compared is {list(COMPARED)}.")
+        check_field_names(allow)
         found = {}
         for name in COMPARED:
             ours, theirs = getattr(self, name), getattr(given, name)
@@ -106,6 +104,13 @@ class FeatureSpec:
 
 #: the fields in which a LiFT and the features that it is given have to agree
 COMPARED = ("backbone", "in_channels", "patch_size", "layer", "facet", "final_norm", "weights")
+
+
+def check_field_names(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that is not in :data:`COMPARED`."""
+    unknown = sorted(set(names) - set(COMPARED))
+    if unknown:
+        raise ValueError(f"allow_lift names {unknown}; what is compared is {list(COMPARED)}.")
 
 
 def weights_fingerprint(module: nn.Module) -> str:

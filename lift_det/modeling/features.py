@@ -125,7 +125,7 @@ class FeatureExtractor(Backbone):
             images: as in :meth:`extract`.
 
         Returns:
-            ``{out_feature: (N, C, h, w)}`` with ``h = H / patch_size · 2**steps``, and w likewise.
+            ``{out_feature: (N, C, h, w)}`` with ``h = H / patch_size · 2**steps`` and ``w = W / patch_size · 2**steps``.
 
         Raises:
             ValueError: H or W is not a multiple of the patch size.

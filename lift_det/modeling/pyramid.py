@@ -88,6 +88,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         spec = dataclasses.replace(spec, in_channels=shape.channels, patch_size=shape.stride)
         lift = fit_upsampler(lift, spec, net if describes else None, allow=allow_lift)
         patch_stride = _patch_stride(shape.stride, input_scale)
+        self._patch_pixels = (shape.stride, patch_stride)  # of a patch, as the ViT sees it and of the image
         strides = _check_strides(level_strides)
 
         self.stages = []
@@ -184,8 +185,9 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
             ``net.stride / 2**steps / input_scale``: the ViT's map after LiFT.
         """
         self._check_size(x)
-        # what the ViT sees
-        images = resize(x, (round(x.shape[-2] * self.input_scale), round(x.shape[-1] * self.input_scale)))
+        # what the ViT sees: input_scale in whole numbers, which torch.export can follow
+        seen, whole = self._patch_pixels
+        images = resize(x, (x.shape[-2] * seen // whole, x.shape[-1] * seen // whole))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_net):
             bottom_up = self.net(images)
         features = bottom_up[self.in_feature]

@@ -163,7 +163,7 @@ def _draw_colours(row: Sequence[Axes], image: np.ndarray, maps: Mapping[str, Ten
     """Fills a row with an image and its maps in colours."""
     height, width = image.shape[:2]
     _show(row[0], _reduced(image), image)
-    row[0].set_title(f"image\n{width}×{height} pixels\n", fontsize=8)
+    row[0].set_title(f"image\n{width}×{height} pixels" + ("\n" if "true" in maps else ""), fontsize=8)
     colour = principal_colours(maps[_reference(maps)])
     for axes, (name, map_) in zip(row[1:], maps.items(), strict=True):
         _show(axes, colour(map_), image)
@@ -203,10 +203,12 @@ def _title(name: str, maps: Mapping[str, Tensor]) -> str:
     """A map's name, its size, width first as for images, and how near it is to the true one."""
     map_, true = maps[name], maps.get("true")
     label = "ViT, image reduced" if name == "vit" and true is not None else _LABELS.get(name, name)
-    title = f"{label}\n{map_.shape[2]}×{map_.shape[1]} cells\n"
-    if true is not None and map_.shape == true.shape and name != "true":
-        title += f"cosine to true {float(F.cosine_similarity(map_.float(), true.float(), dim=0).mean()):.3f}"
-    return title
+    title = f"{label}\n{map_.shape[2]}×{map_.shape[1]} cells"
+    if true is None:
+        return title
+    if name == "true" or map_.shape != true.shape:
+        return f"{title}\n"  # so that the lines above stand at one height
+    return f"{title}\ncosine to true {float(F.cosine_similarity(map_.float(), true.float(), dim=0).mean()):.3f}"
 
 
 def _mark(axes: Axes, point: tuple[float, float]) -> None:

@@ -14,7 +14,7 @@ from detectron2.modeling.backbone.vit import ViT as UpstreamViT
 from safetensors.torch import save_file
 
 from lift_det.checkpoint import CheckpointError, read_state_dict
-from lift_det.modeling.vit import ViT
+from lift_det.modeling import ViT
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

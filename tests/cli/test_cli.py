@@ -83,7 +83,7 @@ def test_configs_measures_one_here(capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(name)]
     assert f" {model_zoo.read_measurements()[name]['parameters'] / 1e6:.1f} " in row
     assert cli.main(["configs", "--measure", "COCO/absent"]) == 1
-    assert "no config named" in capsys.readouterr().err
+    assert "There is no config 'COCO/absent'" in capsys.readouterr().err
 
 
 def test_doctor_finds_nothing_wrong_here(clean_environment: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,6 @@ from pycocotools.cocoeval import COCOeval
 
 from lift_det import cli, model_zoo
 from lift_det.data import write_synthetic_coco
-from lift_det.engine.trained_model import read_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = "quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
@@ -24,7 +23,6 @@ TINY = {
     "model.backbone.net.embed_dim": 32,
     "model.backbone.net.depth": 1,
     "model.backbone.net.num_heads": 2,
-    "model.backbone.lift.in_channels": 32,
     "model.roi_heads.box_predictor.test_score_thresh": 0.0,  # untrained heads are sure of nothing
     "model.roi_heads.box_predictor.test_topk_per_image": 300,  # so many that a few are right
     "model.proposal_generator.pre_nms_topk": [400, 4000],
@@ -115,7 +113,7 @@ def test_a_config_and_weights_in_place_of_a_folder(folders, tmp_path):
 
 def test_yacs(data, tmp_path):
     """As detectron2's own loader and evaluator have it."""
-    cfg = read_config(model_zoo.get_config_file(CONFIG.replace(".py", ".yaml")))
+    cfg = model_zoo.get_config(CONFIG.replace(".py", ".yaml"))
     cfg.DATASETS.TEST = (DATA,)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 500, 300

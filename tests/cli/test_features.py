@@ -25,8 +25,8 @@ def vit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), folder / "vit.pth")
     net = find_vit(str(folder / "vit.pth"), "vit_tiny_patch16_224").build()
-    save_lift(LiFT(192, 16), folder / "lift.safetensors", FeatureExtractor(net).settings())
-    save_lift(LiFT(192, 16), folder / "keys.safetensors", FeatureExtractor(net, facet="key").settings())
+    save_lift(LiFT(192, 16), folder / "lift.safetensors", FeatureExtractor(net).feature_spec().to_metadata())
+    save_lift(LiFT(192, 16), folder / "keys.safetensors", FeatureExtractor(net, facet="key").feature_spec().to_metadata())
     return folder
 
 
@@ -77,7 +77,7 @@ def test_a_lift_of_the_papers_authors(vit, photo, tmp_path, capsys):
     torch.save(dict(LiFT(192, 16, residual=False).state_dict()), tmp_path / "lift.pth")
     arguments = ["--lift", tmp_path / "lift.pth", "--size", "64", "--output", tmp_path / "out"]
     assert _run(photo, *arguments, vit=vit) == 1
-    assert "does not say its patch size" in capsys.readouterr().err
+    assert "does not say patch_size and residual" in capsys.readouterr().err
     assert _run(photo, *arguments, "--paper-patch-size", 16, vit=vit) == 0
     with np.load(tmp_path / "out" / "photo.npz") as arrays:
         assert arrays["lift"].shape == arrays["true"].shape

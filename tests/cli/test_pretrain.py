@@ -1,6 +1,5 @@
 """`lift-det pretrain`, as a user starts it."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import torch
 
 from lift_det import load_lift
 from lift_det.cli import main
-from lift_det.cli.pretrain import _config
 from lift_det.data import write_synthetic_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,19 +76,3 @@ def test_explains_what_is_wrong(images, weights, tmp_path, capsys):
     assert "does not exist" in missing
     assert "not supported" in error("--images", images, "--backbone", "resnet50")
     assert "There is no checkpoint at" in error("--images", images, "--backbone", "nowhere/weights.pth")
-
-
-def test_sizes_follow_the_patch(images):
-    def config(backbone, **others):
-        given = dict(
-            images=[str(images)], val=None, backbone=backbone, architecture=None, num_heads=None, output="out",
-            layer=None, facet="token", steps=None, batch_size=None, image_size=None,
-        )  # fmt: skip
-        return _config(argparse.Namespace(**{**given, **others}), "cpu")
-
-    assert config("vit_small_patch14_dinov2.lvd142m")["dataloader.train.dataset.image_size"] == 448
-    values = config("vit_base_patch32_224.augreg_in21k")
-    assert (values["dataloader.test.dataset.image_size"], values["model.lift.patch_size"]) == (512, 32)
-    assert values["model.lift.in_channels"] == 768
-    assert values["dataloader.train.dataset.holdout"] == 20
-    assert "dataloader.train.dataset.holdout" not in config("vit_base_patch32_224.augreg_in21k", val=["x"])

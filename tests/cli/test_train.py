@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import LazyConfig
 
-from lift_det import Predictor
+from lift_det import LiFT, LiFTPlus, Predictor, save_lift
 from lift_det.cli import main
 from lift_det.data import write_synthetic_coco
 from lift_det.evaluation import read_metrics
@@ -105,6 +106,40 @@ def test_a_new_training_sets_aside_what_an_earlier_one_left(own: Path, tmp_path:
     # and what it has saved is a config to train on
     config = str(tmp_path / "config.yaml")
     assert main([command[0], config, *command[2:], "--check"]) == 0
+
+
+@pytest.mark.parametrize("kind", [LiFT, LiFTPlus])
+def test_a_trained_lift_is_one_option(
+    own: Path, tmp_path: Path, kind: type[LiFT], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    lift = kind(128, 8)
+    torch.nn.init.normal_(lift.outc.weight, std=0.1)
+    save_lift(lift, tmp_path / "lift.safetensors")
+    output = tmp_path / "out"
+    command = ["train", CONFIG, "--dataset", f"{own}/train.json:{own}/images", "--val", f"{own}/val.json:{own}/images"]
+    command += ["--batch-size", "1", "--iterations", "1", "--output", str(output), *SMALL]
+    assert main([*command, "--lift", str(tmp_path / "lift.safetensors"), "model.backbone.freeze_lift=True"]) == 0
+    saved = LazyConfig.load(str(output / "config.yaml"))
+    assert saved.model.backbone.lift.checkpoint == str(tmp_path / "lift.safetensors")
+    (tmp_path / "lift.safetensors").unlink()
+    trained = Predictor.from_folder(output).model.backbone.lift
+    assert type(trained) is kind and trained.settings() == lift.settings()
+    assert all(torch.equal(value, trained.state_dict()[name].cpu()) for name, value in lift.state_dict().items())
+
+    # of another ViT
+    save_lift(kind(64, 8), tmp_path / "narrow.safetensors")
+    assert main([*command, "--lift", str(tmp_path / "narrow.safetensors")]) == 1
+    assert "stated in_channels=128, in the file in_channels=64" in capsys.readouterr().err
+
+
+def test_a_config_without_a_lift_has_no_place_for_one(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_lift(LiFT(768, 16), tmp_path / "lift.safetensors")
+    command = ["train", "COCO/mask_rcnn_vitdet_b_100ep", "--dataset", f"{own}/train.json:{own}/images", "--check"]
+    assert main([*command, "--output", str(tmp_path), "--lift", str(tmp_path / "lift.safetensors")]) == 1
+    assert "has no LiFT (model.backbone.lift.checkpoint)" in capsys.readouterr().err
 
 
 def test_masks_that_only_the_training_set_has_are_not_evaluated(own: Path, tmp_path: Path) -> None:

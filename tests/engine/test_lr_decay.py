@@ -2,8 +2,9 @@ import pytest
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 
-from lift_det import TimmViT, ViT, model_zoo
+from lift_det import LiFT, LiFTPlus, TimmViT, ViT, config, model_zoo, save_lift
 from lift_det.engine import LayerDecay
+from tests.engine.tiny_detector import tiny_config
 
 
 def _rate(name, **kwargs):
@@ -45,3 +46,44 @@ def test_rates_can_be_overridden_from_the_command_line():
     rate = instantiate(cfg.optimizer.params.lr_factor_func)
     assert rate("backbone.lift.outc.weight") == 0.8
     assert rate("backbone.net.blocks.0.norm1.weight") == pytest.approx(0.8**24)
+
+
+def _lift_factors(overrides):
+    """The learning rates of LiFT's parameters, of the optimizer that a config makes, as shares of its own."""
+    cfg = tiny_config()
+    parent = config.load("COCO/mask_rcnn_lift_vitdet_b_100ep")
+    cfg.optimizer = parent.optimizer
+    cfg.optimizer.params.lr_factor_func.num_layers = 1
+    cfg = config.apply_overrides(cfg, overrides)
+    model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    assert rates["backbone.net.blocks.0.norm1.weight"] == pytest.approx(0.7e-4)  # the last block's
+    assert rates["roi_heads.box_head.fc1.weight"] == pytest.approx(1e-4)
+    lift = {rate for name, rate in rates.items() if name.startswith("backbone.lift.")}
+    return sorted(round(rate / cfg.optimizer.lr, 6) for rate in lift)
+
+
+@pytest.mark.parametrize("kind", [LiFT, LiFTPlus])
+def test_lifts_rate_follows_from_its_being_trained(kind, tmp_path):
+    save_lift(kind(32, 8), tmp_path / "lift.safetensors")
+    trained = f"model.backbone.lift.checkpoint={tmp_path}/lift.safetensors"
+    stated = "optimizer.params.lr_factor_func.lift_lr_rate=0.5"
+    assert _lift_factors([]) == [1.0]
+    assert _lift_factors([trained]) == [0.7]
+    # what is stated counts, for either
+    assert _lift_factors([stated]) == _lift_factors([trained, stated]) == [0.5]
+
+
+def test_a_decay_serves_several_models():
+    """What it decides for one is no setting of its own."""
+    cfg = tiny_config()
+    models = [instantiate(cfg.model) for _ in range(2)]
+    models[1].backbone.lift.trained = True
+    decay = LayerDecay(lr_decay_rate=0.7, num_layers=1)
+    assert [decay.for_model(model)("backbone.lift.outc.weight") for model in (*models, models[0])] == [1.0, 0.7, 1.0]
+    models[0].backbone.lift = None
+    assert decay.for_model(models[0])("backbone.net.blocks.0.norm1.weight") == 0.7

@@ -71,10 +71,10 @@ def test_attention_is_counted():
 @torch.no_grad()
 def test_lift_and_pyramid_are_counted():
     net, lift = _vit().eval(), LiFT(32, 8, norm="")
-    plain = count_multiply_adds(LiFTFeaturePyramid(net, None, "last_feat", 16, (1.0,)).eval(), 64)
+    plain = count_multiply_adds(LiFTFeaturePyramid(net, None, "last_feat", 16, (8,)).eval(), 64)
     level = 8 * 8 * (32 * 16 + 16 * 16 * 9)
     assert plain == pytest.approx(count_multiply_adds(FeatureExtractor(net), 64) + level, rel=0.05)
-    lifted = LiFTFeaturePyramid(net, lift, "last_feat", 16, (1.0,), input_scale=0.5).eval()
+    lifted = LiFTFeaturePyramid(net, lift, "last_feat", 16, (8,), input_scale=0.5).eval()
     # the ViT sees half of 128, LiFT doubles, and the level is four times as large
     sizes, convolutions = [], 0
     hooks = [

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import instantiate
 
-from lift_det import load_lift, model_zoo
+from lift_det import LiFTPlus, load_lift, model_zoo, save_lift
 from lift_det.data import write_synthetic_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,6 @@ TINY = [
     "model.backbone.net.depth=1",
     "model.backbone.net.num_heads=2",
     "model.backbone.net.use_rel_pos=True",  # attention is ours then
-    "model.backbone.lift.in_channels=32",
     "dataloader.train.total_batch_size=2",
     "train.log_period=1",
     "train.eval_period=0",
@@ -72,6 +72,24 @@ def _metrics(folder):
     return [line for line in lines if "total_loss" in line], evaluated
 
 
+def _save_lift_plus(path, width):
+    torch.manual_seed(0)
+    lift = LiFTPlus(width, 8)
+    torch.nn.init.normal_(lift.outc.weight, std=0.1)
+    save_lift(lift, path)
+    return lift
+
+
+def _assert_started_from(checkpoint, lift):
+    """The detector's LiFT is the one that was given, a few small steps on."""
+    trained = load_lift(checkpoint)
+    assert type(trained) is LiFTPlus
+    for name, value in lift.named_parameters():
+        now = trained.get_parameter(name)
+        torch.testing.assert_close(now, value, rtol=0, atol=0.02)
+    assert not torch.equal(trained.outc.weight, lift.outc.weight)
+
+
 needs_upstreams_tool = pytest.mark.skipif(
     not UPSTREAMS.is_file(),
     reason="this detectron2 came without its tools/ (a build from source does not install them)",
@@ -82,7 +100,10 @@ needs_upstreams_tool = pytest.mark.skipif(
     "tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"]
 )
 def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
+    """With a trained LiFT of another kind than the config's own: its file is all that is named."""
+    lift = _save_lift_plus(tmp_path / "lift.safetensors", width=32)
     options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
+    options.append(f"model.backbone.lift.checkpoint={tmp_path}/lift.safetensors")
     # which detectron2's passes over
     options += ["train.trainer.accumulate=2", "train.trainer.precision=bfloat16", "train.trainer.ema_decay=0.9"]
     options += ["train.hooks=[{_target_:lift_det.engine.BestCheckpoint,metric:bbox/AP50}]"]
@@ -91,6 +112,7 @@ def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
     assert {"bbox/AP50", "segm/AP50"} <= set(evaluated)
     assert [line["iteration"] for line in trained] == [0, 1] and 0 < trained[-1]["total_loss"] < 20
     weights = tmp_path / ("model_best.pth" if tool == OURS else "model_final.pth")
+    _assert_started_from(weights, lift)
     output = _run(
         [tool, "--config-file", CONFIG, "--eval-only", *options, f"train.init_checkpoint={weights}"], synthetic
     )
@@ -124,7 +146,6 @@ def test_lift_trains_with_either_tool(synthetic, tmp_path):
         "model.net.embed_dim=32",
         "model.net.depth=1",
         "model.net.num_heads=2",
-        "model.lift.in_channels=32",
         "dataloader.train.total_batch_size=2",
         "train.max_iter=3",
         "train.eval_period=3",
@@ -152,10 +173,13 @@ def test_lift_trains_with_either_tool(synthetic, tmp_path):
 
 def test_yacs(synthetic, tmp_path):
     config = "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml"
+    lift = _save_lift_plus(tmp_path / "lift.safetensors", width=64)
     options = ["OUTPUT_DIR", tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    options += ["MODEL.LIFT.CHECKPOINT", tmp_path / "lift.safetensors"]
     _run([ROOT / "tools" / "train_net.py", "--config-file", config, *options], synthetic)
     trained, evaluated = _metrics(tmp_path)
     assert trained[-1]["iteration"] == 3 and {"bbox/AP", "segm/AP"} <= set(evaluated)
+    _assert_started_from(tmp_path / "model_final.pth", lift)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config import LazyConfig, get_cfg
+from detectron2.modeling import build_model
 from omegaconf import OmegaConf
+from PIL import Image
 
-from lift_det import model_zoo
+from lift_det import LiFTPlus, Predictor, config, model_zoo, save_lift
 from lift_det.checkpoint import CheckpointError
 from lift_det.engine import load_model, read_output_folder
-from lift_det.engine.trained_model import find_weights, read_config
+from lift_det.engine.trained_model import find_weights
 from tests.engine.tiny_detector import tiny_config, write_output_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,23 +64,6 @@ def test_no_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
         find_weights(tmp_path)
 
 
-def test_configs_of_every_kind(folder: Path, tmp_path: Path) -> None:
-    name = "quick_schedules/mask_rcnn_lift_synthetic_cpu"
-    lazy = read_config(model_zoo.get_config_file(f"{name}.py"))
-    assert lazy.model.backbone.square_pad == 128
-    assert read_config(folder / "config.yaml").model.backbone.square_pad == 64
-    yacs = model_zoo.get_config(f"{name}.yaml")
-    (tmp_path / "config.yaml").write_text(yacs.dump())
-    again = read_config(tmp_path / "config.yaml")
-    assert isinstance(again, CfgNode) and again.MODEL.VIT == yacs.MODEL.VIT
-
-    with pytest.raises(FileNotFoundError, match="There is no config '.*absent.py'"):
-        read_config(tmp_path / "absent.py")
-    (tmp_path / "part.py").write_text("optimizer = dict(lr=1)\n")
-    with pytest.raises(ValueError, match="part.py' is no config of a model"):
-        read_config(tmp_path / "part.py")
-
-
 def test_what_a_training_would_start_from_is_not_read(folder: Path) -> None:
     """The files may be gone by then, and a download would take a network."""
     cfg = tiny_config()
@@ -85,6 +71,50 @@ def test_what_a_training_would_start_from_is_not_read(folder: Path) -> None:
     before = LazyConfig.to_py(cfg)
     load_model(cfg, folder / "model_final.pth", "cpu")
     assert LazyConfig.to_py(cfg) == before
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool": 5, "normalize": False, "keep_length": False}])
+def test_a_trained_lift_is_what_the_checkpoint_says_when_its_file_is_gone(settings: dict, tmp_path: Path) -> None:
+    """The config names the file alone: which kind of LiFT it held, the detector's own checkpoint knows."""
+    cfg = tiny_config()
+    lift = LiFTPlus(32, 8, **settings)
+    torch.nn.init.normal_(lift.outc.weight)
+    file = tmp_path / "lift.safetensors"
+    save_lift(lift, file)
+    cfg.model.backbone.lift.checkpoint = str(file)
+    output = write_output_folder(tmp_path / "output", cfg)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    before = Predictor.from_folder(output, device="cpu")(image)["instances"]
+    file.unlink()
+    predictor = Predictor.from_folder(output, device="cpu")
+    loaded = predictor.model.backbone.lift
+    assert type(loaded) is LiFTPlus and loaded.settings() == lift.settings()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in lift.state_dict().items())
+    after = predictor(image)["instances"]
+    assert len(after) and torch.equal(after.pred_boxes.tensor, before.pred_boxes.tensor)
+    # whatever else the config says of it, it may not contradict
+    cfg.model.backbone.lift.name = "lift"
+    with pytest.raises(CheckpointError, match="stated name=lift, in the file name=lift_plus"):
+        load_model(cfg, output / "model_final.pth", "cpu")
+
+
+def test_a_trained_lift_of_a_yacs_config(tmp_path: Path) -> None:
+    cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml")
+    file = tmp_path / "lift.safetensors"
+    save_lift(LiFTPlus(64, 8), file)
+    cfg.MODEL.LIFT.CHECKPOINT = str(file)
+    model = build_model(cfg)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
+    file.unlink()
+    loaded = load_model(*read_output_folder(tmp_path), "cpu")
+    assert type(loaded.backbone.lift) is LiFTPlus
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_config_without_a_model_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="describes no model"):
+        load_model(config.load("common/data/coco_loader_lsj.py"), folder / "model_final.pth", "cpu")
 
 
 def test_checkpoints_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
@@ -109,7 +139,6 @@ def test_checkpoints_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
 def test_plain_yacs_configs_of_detectron2(tmp_path: Path) -> None:
     """Those to which nobody has added what lift_det reads."""
     from detectron2 import model_zoo as detectron2_zoo
-    from detectron2.modeling import build_model
 
     cfg = get_cfg()
     cfg.merge_from_file(detectron2_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))

@@ -17,8 +17,9 @@ from torch import nn
 
 from lift_det import LiFT, ViT, model_zoo
 from lift_det.data import write_synthetic_coco
-from lift_det.engine import EMA, ClippedAdamW, LiFTPretraining, Trainer, do_train
+from lift_det.engine import EMA, ClippedAdamW, Trainer, do_train
 from lift_det.engine.trainer import averaged_weights
+from lift_det.modeling import LiFTPretraining
 from tests.engine.toy import Toy, batches, images, toy_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,8 +150,8 @@ def test_bfloat16_trains_a_mask_rcnn_and_lift_on_a_cpu(tmp_path, request, one_th
     register_coco_instances("two_shapes", {}, str(folder / "annotations/instances_train.json"), str(folder / "train"))
     request.addfinalizer(lambda: (DatasetCatalog.remove("two_shapes"), MetadataCatalog.remove("two_shapes")))
     cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.py")
-    net, small = cfg.model.backbone.net, 32
-    net.embed_dim, net.depth, net.num_heads, cfg.model.backbone.lift.in_channels = small, 1, 2, small
+    net = cfg.model.backbone.net
+    net.embed_dim, net.depth, net.num_heads = 32, 1, 2
     cfg.dataloader.train.total_batch_size, cfg.dataloader.train.dataset.names = 2, "two_shapes"
     batch = next(iter(instantiate(cfg.dataloader.train)))
     losses = {}

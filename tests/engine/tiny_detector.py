@@ -18,7 +18,7 @@ def tiny_config(test_size: int = IMAGE_SIZE) -> DictConfig:
     """The quick schedules' Mask R-CNN on 64 pixels, with images resized to ``test_size`` on their longer side."""
     cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.py")
     net = cfg.model.backbone.net
-    net.embed_dim = cfg.model.backbone.lift.in_channels = 32
+    net.embed_dim = 32
     net.img_size = cfg.model.backbone.square_pad = IMAGE_SIZE
     net.depth, net.num_heads, net.residual_block_indexes = 1, 2, []
     cfg.model.proposal_generator.post_nms_topk = [50, 20]

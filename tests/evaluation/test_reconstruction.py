@@ -6,8 +6,8 @@ import torch
 
 from lift_det import LiFT, ViT, load_lift
 from lift_det.checkpoint import read_state_dict
-from lift_det.engine import LiFTPretraining
 from lift_det.evaluation import ReconstructionEvaluator, reconstruction_table
+from lift_det.modeling import LiFTPretraining
 
 
 class _Scores(list):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lift_det.engine.trained_model import load_model, read_output_folder
+from lift_det.engine import load_model, read_output_folder
 from lift_det.export import DetectorModule, export_detector
 from tests.engine.tiny_detector import IMAGE_SIZE, tiny_config, write_output_folder
 

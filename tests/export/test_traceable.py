@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
-from lift_det import LiFT, TimmViT
+from lift_det import TimmViT
 from lift_det.export import traceable
 from tests.export.tiny_models import extractor, lift, pyramid, timm_vit, vit
 
@@ -42,7 +42,6 @@ def test_enlarging_for_patches_of_14_pixels_is_exact(size):
         expected = upsampler.to(torch.float64).upsample(images.double(), features.double(), 2)
         given = traceable(upsampler.float()).upsample(images, features, 2)
     assert (given - expected).abs().max() < 2e-5
-    assert type(traceable(lift(8, 16))) is LiFT  # nothing to enlarge
 
 
 def test_rotary_positions_of_dinov3():

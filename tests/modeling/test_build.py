@@ -2,7 +2,18 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 
-from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, TimmViT, ViT, add_lift_config, model_zoo
+from lift_det import (
+    BilinearUpsample,
+    LiFT,
+    LiFTFeaturePyramid,
+    LiFTPlus,
+    TimmViT,
+    ViT,
+    add_lift_config,
+    model_zoo,
+    save_lift,
+)
+from lift_det.checkpoint import CheckpointError
 from lift_det.modeling import GeneralizedRCNN
 
 
@@ -35,14 +46,31 @@ def test_yacs_and_lazy_config_of_the_same_name_build_the_same_model():
     assert (a.pixel_mean.tolist(), a.pixel_std.tolist()) == (b.pixel_mean.tolist(), b.pixel_std.tolist())
 
 
-@pytest.mark.parametrize(("name", "kind"), [("bilinear", BilinearUpsample), ("none", type(None))])
-def test_controls(name, kind):
-    # without LiFT the map has the ViT's stride: ViTDet's own factors, one octave up
-    factors = [2.0, 1.0, 0.5, 0.25] if name == "none" else [1.0, 0.5, 0.25, 0.125]
-    cfg = _config("MODEL.LIFT.UPSAMPLER", name, "MODEL.SIMPLE_FPN.SCALE_FACTORS", factors)
-    assert type(build_backbone(cfg).lift) is kind
-    with pytest.raises(ValueError, match="'lift', 'bilinear' or 'none'"):
+@pytest.mark.parametrize(("name", "kind"), [("bilinear", BilinearUpsample), ("none", type(None)), (None, LiFT)])
+def test_upsampler_is_one_key(name, kind):
+    backbone = build_backbone(_config("MODEL.LIFT.UPSAMPLER", name))
+    assert type(backbone.lift) is kind
+    assert [s.stride for s in backbone.output_shape().values()] == [4, 8, 16, 32, 64]
+
+
+def test_unknown_upsampler():
+    with pytest.raises(
+        ValueError, match="no upsampler 'nearest': it can be one of bilinear, external, lift, lift_plus"
+    ):
         build_backbone(_config("MODEL.LIFT.UPSAMPLER", "nearest"))
+
+
+def test_a_trained_lift_is_one_key(tmp_path):
+    save_lift(LiFTPlus(64, 8, pool=5), tmp_path / "lift.safetensors")
+    given = ("MODEL.LIFT.CHECKPOINT", str(tmp_path / "lift.safetensors"))
+    lift = build_backbone(_config(*given)).lift
+    assert (type(lift), lift.pool_size, lift.trained) == (LiFTPlus, 5, True)
+    fast = build_backbone(_config(*given, "MODEL.LIFT.INPUT_SCALE", 0.5))
+    assert [s.stride for s in fast.output_shape().values()] == [4, 8, 16, 32, 64]
+    with pytest.raises(CheckpointError, match="stated name=lift, in the file name=lift_plus"):
+        build_backbone(_config(*given, "MODEL.LIFT.UPSAMPLER", "lift"))
+    with pytest.raises(CheckpointError, match="stated in_channels=32, in the file in_channels=64"):
+        build_backbone(_config(*given, "MODEL.VIT.EMBED_DIM", 32))
 
 
 def test_timm_and_freezing():
@@ -50,7 +78,6 @@ def test_timm_and_freezing():
         "MODEL.VIT.TIMM_NAME", "vit_tiny_patch16_224",
         "MODEL.VIT.FREEZE", True,
         "MODEL.LIFT.FREEZE", True,
-        "MODEL.SIMPLE_FPN.SCALE_FACTORS", [2.0, 1.0, 0.5, 0.25],
     )  # fmt: skip
     backbone = build_backbone(cfg)
     assert isinstance(backbone.net, TimmViT)

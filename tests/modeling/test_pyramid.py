@@ -32,7 +32,6 @@ class Patches(Backbone):
 def _pyramid(patch_size=16, lift="lift", **kwargs):
     net = Patches(patch_size)
     lift = LiFT(32, patch_size) if lift == "lift" else lift
-    kwargs = {"scale_factors": (2, 1, 0.5, 0.25), **kwargs}
     return LiFTFeaturePyramid(net, lift, "last_feat", 8, **kwargs)
 
 
@@ -41,19 +40,20 @@ def _small_vit(**kwargs):
 
 
 @pytest.mark.parametrize(
-    ("factors", "norm"),
+    ("strides", "norm"),
     [
-        ((4.0, 2.0, 1.0, 0.5), "LN"),
-        ((2.0, 1.0, 0.5), "LN"),
-        ((2.0, 1.0, 0.5), ""),  # upstream cannot do without a norm at 4.0
-        ((1.0, 0.5), "GN"),
+        ((4, 8, 16, 32), "LN"),
+        ((8, 16, 32), "LN"),
+        ((8, 16, 32), ""),  # upstream cannot do without a norm at stride 4
+        ((16, 32), "GN"),
     ],
 )
-def test_without_lift_it_is_upstreams(factors, norm):
-    top_block = LastLevelMaxPool() if 0.5 in factors else None
-    arguments = dict(in_feature="last_feat", out_channels=32, scale_factors=factors, top_block=top_block, norm=norm)
-    upstream = SimpleFeaturePyramid(_small_vit(), **arguments, square_pad=64)
-    ours = LiFTFeaturePyramid(_small_vit(), None, **arguments, square_pad=64)
+def test_without_lift_it_is_upstreams(strides, norm):
+    top_block = LastLevelMaxPool() if 32 in strides else None
+    arguments = dict(in_feature="last_feat", out_channels=32, top_block=top_block, norm=norm, square_pad=64)
+    factors = tuple(16 / stride for stride in strides)
+    upstream = SimpleFeaturePyramid(_small_vit(), **arguments, scale_factors=factors)
+    ours = LiFTFeaturePyramid(_small_vit(), None, **arguments, level_strides=strides)
     ours.load_state_dict(upstream.state_dict(), strict=True)
     x = torch.randn(2, 3, 64, 64)
     expected, got = upstream.eval()(x), ours.eval()(x)
@@ -65,13 +65,15 @@ def test_without_lift_it_is_upstreams(factors, norm):
 
 
 def test_no_norm_at_a_factor_of_four():
-    assert _pyramid(lift=None, norm="", scale_factors=(4, 2, 1)).eval()(torch.randn(1, 3, 64, 64))["p2"].shape[-1] == 16
+    assert (
+        _pyramid(lift=None, norm="", level_strides=(4, 8, 16)).eval()(torch.randn(1, 3, 64, 64))["p2"].shape[-1] == 16
+    )
 
 
 def test_same_seed_makes_the_same_pyramid_as_upstream():
-    arguments = dict(in_feature="last_feat", out_channels=8, scale_factors=(4.0, 2.0, 1.0, 0.5))
+    arguments = dict(in_feature="last_feat", out_channels=8)
     torch.manual_seed(3)
-    upstream = SimpleFeaturePyramid(Patches(), **arguments)
+    upstream = SimpleFeaturePyramid(Patches(), **arguments, scale_factors=(4.0, 2.0, 1.0, 0.5))
     torch.manual_seed(3)
     ours = LiFTFeaturePyramid(Patches(), None, **arguments)
     assert all(torch.equal(v, ours.state_dict()[k]) for k, v in upstream.state_dict().items())
@@ -81,13 +83,13 @@ def test_same_seed_makes_the_same_pyramid_as_upstream():
     ("patch_size", "kwargs", "vit_sees", "strides"),
     [
         (16, {}, 128, [4, 8, 16, 32]),  # dense
-        (16, {"input_scale": 0.5, "scale_factors": (4, 2, 1, 0.5)}, 64, [4, 8, 16, 32]),  # fast
-        (16, {"input_scale": 0.25, "steps": 2, "scale_factors": (4, 2, 1, 0.5)}, 32, [4, 8, 16, 32]),
+        (16, {"input_scale": 0.5}, 64, [4, 8, 16, 32]),  # fast
+        (16, {"input_scale": 0.25, "steps": 2}, 32, [4, 8, 16, 32]),
         (14, {"input_scale": 14 / 16}, 112, [4, 8, 16, 32]),
-        (14, {"input_scale": 7 / 16, "scale_factors": (4, 2, 1, 0.5)}, 56, [4, 8, 16, 32]),
-        (8, {"scale_factors": (1, 0.5, 0.25, 0.125)}, 128, [4, 8, 16, 32]),
-        (32, {"scale_factors": (8, 4, 2, 1, 0.5, 0.25)}, 128, [2, 4, 8, 16, 32, 64]),
-        (16, {"lift": None, "steps": 3, "scale_factors": (4, 2, 1, 0.5)}, 128, [4, 8, 16, 32]),
+        (14, {"input_scale": 7 / 16}, 56, [4, 8, 16, 32]),
+        (8, {}, 128, [4, 8, 16, 32]),
+        (32, {"level_strides": (2, 4, 8, 16, 32, 64)}, 128, [2, 4, 8, 16, 32, 64]),
+        (16, {"lift": None, "steps": 3}, 128, [4, 8, 16, 32]),
     ],
 )
 def test_strides_and_what_the_vit_sees(patch_size, kwargs, vit_sees, strides):
@@ -118,13 +120,14 @@ def test_bilinear_and_fresh_lift_agree_and_are_one_line_apart():
     [
         ({"patch_size": 14}, "14/16"),
         ({"input_scale": 0.75}, "power of two"),
-        ({"scale_factors": (2, 1, 0.25)}, "twice the one before"),
-        ({"scale_factors": (3, 1.5)}, "power of two"),
-        ({"scale_factors": ()}, "scale_factors"),
-        ({"scale_factors": (2, 1, 0.5), "top_block": LastLevelMaxPool()}, "'p5'"),
+        ({"level_strides": (4, 8, 32)}, "twice the one before"),
+        ({"level_strides": (6, 12)}, "power of two"),
+        ({"level_strides": ()}, "level_strides"),
+        ({"level_strides": (4, 8, 16), "top_block": LastLevelMaxPool()}, "'p5'"),
         ({"square_pad": 1000}, "multiple of 32"),
         ({"lift": LiFT(32, 8)}, "the ViT has 32 and 16"),
         ({"lift": LiFT(64, 16)}, "64 channels.*the ViT has 32"),
+        ({"lift": nn.Identity()}, "lift is a Identity; expected a lift_det.modeling.FeatureUpsampler"),
     ],
 )
 def test_impossible_pyramids_are_refused(kwargs, message):
@@ -147,7 +150,7 @@ def test_padding_without_a_square_is_to_the_strides():
         x = _pad(pyramid, *sizes)
         assert x.shape[-2] % 32 == 0 and x.shape[-1] % 32 == 0
         pyramid(x)
-    fast = _pyramid(32, input_scale=0.5, scale_factors=(8, 4, 2), lift=None)  # patches of 64 pixels of the image
+    fast = _pyramid(32, input_scale=0.5, level_strides=(8, 16, 32), lift=None)  # patches of 64 pixels of the image
     assert _pad(fast, (50, 70)).shape[-2:] == (64, 128)
 
 

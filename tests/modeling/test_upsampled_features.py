@@ -1,16 +1,15 @@
-"""The maps of `lift-det features`: sizes, which is which, similarities, and what is written."""
+"""Several upsamplings of the same features, and the features that a trained model upsamples."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyramid, ViT
+from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyramid, ViT, load_lift, save_lift
 from lift_det.checkpoint import CheckpointError
-from lift_det.evaluation import FeatureViewer, save_feature_maps, similarity_to, upsampled_features
-from lift_det.evaluation.feature_maps import principal_colours, whole_patches
-from lift_det.modeling import load_lift, save_lift
-from lift_det.modeling.lift import resize_images
+from lift_det.modeling import upsampled_features, whole_patches
+from lift_det.modeling.upsamplers.base import resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,9 +50,10 @@ def test_each_map_is_what_its_name_says():
     with torch.no_grad():
         net.eval()
         assert torch.equal(maps["true"], net.feature_map(images))
-        assert torch.equal(maps["vit"], net.feature_map(resize_images(images, (16, 24))))
-    # an untrained residual LiFT is bilinear
-    assert torch.allclose(maps["lift"], maps["bilinear"], atol=1e-5)
+        assert torch.equal(maps["vit"], net.feature_map(resize(images, (16, 24))))
+    assert torch.equal(maps["bilinear"], resize(maps["vit"], (8, 12)))
+    # an untrained residual LiFT is bilinear in each doubling
+    assert torch.allclose(maps["lift"], resize(resize(maps["vit"], (4, 6)), (8, 12)), atol=1e-5)
 
 
 def test_sizes_and_names_that_do_not_fit():
@@ -62,44 +62,6 @@ def test_sizes_and_names_that_do_not_fit():
         upsampled_features(extractor, {}, torch.zeros(1, 3, 64, 72))
     with pytest.raises(ValueError, match="'true'"):
         upsampled_features(extractor, {"true": BilinearUpsample()}, torch.zeros(1, 3, 64, 64))
-
-
-def test_similarity_is_to_the_cell_of_the_point():
-    features = torch.randn(16, 3, 5)
-    similarity = similarity_to(features, (99, 0), (30, 100))  # the upper right cell
-    assert similarity.shape == (3, 5) and similarity[0, 4] == pytest.approx(1)
-    expected = F.cosine_similarity(features[:, 2, 1], features[:, 0, 4], dim=0)
-    assert similarity[2, 1] == pytest.approx(float(expected), abs=1e-6)
-    assert similarity_to(features, (20, 10), (30, 100))[1, 1] == pytest.approx(1)
-    assert similarity_to(features, (19.9, 9.9), (30, 100))[0, 0] == pytest.approx(1)
-    for point in ((100, 0), (0, 30), (-1, 0)):
-        with pytest.raises(ValueError, match="100×30"):
-            similarity_to(features, point, (30, 100))
-
-
-def test_colours_are_one_basis():
-    features = torch.randn(16, 6, 7)
-    colour = principal_colours(features)
-    colours = colour(features)
-    assert colours.shape == (6, 7, 3) and colours.dtype == np.uint8
-    # the same features have the same colours wherever they stand
-    assert np.array_equal(colour(features[:, 2:4, 1:3]), colours[2:4, 1:3])
-    assert np.ptp(colours.reshape(-1, 3), axis=0).min() > 200
-
-
-def test_arrays_come_back(tmp_path):
-    maps = {"vit": torch.randn(4, 2, 3), "true": torch.randn(4, 4, 6).half()}
-    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
-    save_feature_maps(tmp_path / "with.npz", maps, image, (320, 480), (100, 200))
-    with np.load(tmp_path / "with.npz") as saved:
-        assert set(saved) == {"vit", "true", "image", "original_size", "point", "similarity_vit", "similarity_true"}
-        assert saved["vit"].dtype == saved["true"].dtype == saved["similarity_true"].dtype == np.float32
-        assert np.array_equal(saved["vit"], maps["vit"].numpy()) and np.array_equal(saved["image"], image)
-        assert saved["point"].tolist() == [100, 200] and saved["original_size"].tolist() == [320, 480]
-        assert np.array_equal(saved["similarity_vit"], similarity_to(maps["vit"], (100, 200), (320, 480)))
-    save_feature_maps(tmp_path / "without.npz", maps, image, (320, 480))
-    with np.load(tmp_path / "without.npz") as saved:
-        assert set(saved) == {"vit", "true", "image", "original_size"}
 
 
 class _Model(torch.nn.Module):
@@ -112,40 +74,39 @@ class _Model(torch.nn.Module):
         self.register_buffer("pixel_std", torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1))
 
 
-def test_viewer_normalises_and_orders_channels_as_the_model_does():
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_of_model_normalises_and_orders_channels_as_the_model_does(channels):
     net = _vit()
-    detector = LiFTFeaturePyramid(net, LiFT(32, 8), "last_feat", 8, (1, 0.5))
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    for channels in ("RGB", "BGR"):
-        viewer = FeatureViewer.of_model(_Model(detector, channels))
-        seen, maps = viewer(image, size=64)
-        assert np.array_equal(seen, image) and list(maps) == ["vit", "bilinear", "lift", "true"]
-        ordered = image if channels == "RGB" else image[:, :, ::-1]
-        normalised = (ordered - np.float32([10, 20, 30])) / np.float32([1, 2, 4])
-        with torch.no_grad():
-            expected = net.eval().feature_map(torch.from_numpy(normalised).permute(2, 0, 1)[None])
-        torch.testing.assert_close(maps["true"], expected[0])
-    bilinear = LiFTFeaturePyramid(net, BilinearUpsample(), "last_feat", 8, (1, 0.5))
-    assert list(FeatureViewer.of_model(_Model(bilinear, "RGB"))(image, size=64)[1]) == ["vit", "bilinear", "true"]
+    detector = _Model(LiFTFeaturePyramid(net, LiFT(32, 8), "last_feat", 8), channels)
+    extractor = FeatureExtractor.of_model(detector)
+    assert extractor.net is net and extractor.lift is detector.backbone.lift
+    images = torch.randint(256, (2, 3, 64, 64)).float()  # RGB
+    ordered = images if channels == "RGB" else images.flip(1)
+    torch.testing.assert_close(extractor.normalize(images), (ordered - detector.pixel_mean) / detector.pixel_std)
 
 
-def test_viewer_takes_the_trainings_layer_and_refuses_another_lift(tmp_path):
+def test_of_model_takes_the_trainings_layer_and_refuses_another_lift(tmp_path):
     net = _vit()
     lift = LiFT(32, 8)
     training = _Model(FeatureExtractor(net, lift, layer=0, facet="key"), "RGB")
-    viewer = FeatureViewer.of_model(training)
-    assert (viewer.extractor.layer, viewer.extractor.facet) == (0, "key")
+    extractor = FeatureExtractor.of_model(training)
+    assert (extractor.layer, extractor.facet) == (0, "key")
 
-    save_lift(lift, tmp_path / "own.safetensors", training.backbone.settings())
-    FeatureViewer.of_model(training, load_lift(tmp_path / "own.safetensors"))
+    spec = training.backbone.feature_spec()
+    save_lift(lift, tmp_path / "own.safetensors", spec.to_metadata())
+    own = load_lift(tmp_path / "own.safetensors")
+    assert FeatureExtractor.of_model(training, own).lift is own
     with torch.no_grad():
         net.blocks[0].attn.qkv.weight.mul_(1.5)  # other weights under the same name
     with pytest.raises(CheckpointError, match="weights: trained with"):
-        FeatureViewer.of_model(training, load_lift(tmp_path / "own.safetensors"))
-    save_lift(lift, tmp_path / "other.safetensors", {**training.backbone.settings(), "facet": "token"})
+        FeatureExtractor.of_model(training, load_lift(tmp_path / "own.safetensors"))
+    save_lift(lift, tmp_path / "other.safetensors", dataclasses.replace(spec, facet="token").to_metadata())
     with pytest.raises(CheckpointError, match="facet: trained with 'token', given 'key'"):
-        FeatureViewer.of_model(training, load_lift(tmp_path / "other.safetensors"))
+        FeatureExtractor.of_model(training, load_lift(tmp_path / "other.safetensors"))
+
+
+def test_models_and_vits_that_lack_something():
     with pytest.raises(ValueError, match="detector with lift_det's"):
-        FeatureViewer.of_model(torch.nn.Linear(1, 1))
+        FeatureExtractor.of_model(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="statistics"):
-        FeatureViewer(FeatureExtractor(net))
+        FeatureExtractor(_vit()).normalize(torch.zeros(1, 3, 64, 64))

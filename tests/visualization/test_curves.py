@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from lift_det.evaluation import EvaluationResult, plot_comparison, plot_training
-from lift_det.evaluation.result_plots import _smooth
+from lift_det.results import EvaluationResult
+from lift_det.visualization import plot_comparison, plot_reconstruction, plot_training
 
 LOSSES = ("loss_cls", "loss_mask")
 
@@ -104,13 +104,15 @@ def test_a_lifts_training(tmp_path):
     check_picture(tmp_path / "plot.png", figure)
 
 
-def test_smoothing_keeps_constants_and_gaps():
-    values = np.full(50, 3.0)
-    values[20] = np.nan
-    smooth = _smooth(values, 6)
-    assert np.isnan(smooth[20]) and np.allclose(np.delete(smooth, 20), 3.0)
+def test_smoothing_keeps_constants_and_gaps(tmp_path):
     noise = np.random.default_rng(0).normal(size=500)
-    assert _smooth(noise, 40).std() < 0.25 * noise.std()
+    lines = [{"iteration": i, "total_loss": 3.0, "loss_noise": value} for i, value in enumerate(noise)]
+    lines[20]["total_loss"] = math.nan
+    (tmp_path / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    axes = panels(plot_training([tmp_path], tmp_path / "plot.png"))
+    constant, smooth = (axes[name].lines[-1].get_ydata() for name in ("total_loss", "loss_noise"))
+    assert np.isnan(constant[20]) and np.allclose(np.delete(constant, 20), 3.0)
+    assert smooth.std() < 0.25 * noise.std()
 
 
 def test_other_endings(tmp_path):
@@ -150,3 +152,15 @@ def test_comparison_without_classes_and_of_lifts(tmp_path):
     check_picture(tmp_path / "comparison.png", figure)
     with pytest.raises(ValueError, match="detectors, or of LiFTs"):
         plot_comparison([lifts[0], _result("c", 1.0)], tmp_path / "other.png")
+
+
+def test_errors_of_reconstruction(tmp_path):
+    errors = {"bilinear": [0.2, 0.3], "LiFT": [0.1, math.nan]}
+    figure = plot_reconstruction(errors, ["2x", "4x"], tmp_path / "reconstruction.png")
+    (axes,) = figure.axes
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert np.array_equal(heights, list(errors.values()), equal_nan=True)
+    assert [text.get_text() for text in axes.texts] == ["0.200", "0.300", "0.100", ""]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2x", "4x"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["bilinear", "LiFT"]
+    check_picture(tmp_path / "reconstruction.png", figure)

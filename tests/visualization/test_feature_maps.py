@@ -1,11 +1,12 @@
-"""The picture of `lift-det features`."""
+"""Drawings of feature maps, similarities, colours, and the maps as arrays in a file."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from lift_det.evaluation import draw_feature_grid
+from lift_det.visualization import draw_feature_maps, principal_colours, save_feature_maps, similarity_to
 
 
 def _cells(path, columns):
@@ -19,7 +20,7 @@ def test_a_column_for_each_map_and_a_row_for_the_point(tmp_path):
     image = np.full((60, 90, 3), (200, 30, 30), np.uint8)
     true = torch.randn(8, 4, 6)
     maps = {"vit": true[:, ::2, ::2], "bilinear": torch.randn(8, 4, 6), "lift": true, "true": true}
-    draw_feature_grid(image, maps, tmp_path / "plain.png")
+    draw_feature_maps(image, maps, tmp_path / "plain.png")
     plain, (first, *columns) = _cells(tmp_path / "plain.png", 5)
     assert (first == (200, 30, 30)).all(-1).mean() > 0.5
     # the same map looks the same, another one does not
@@ -28,7 +29,7 @@ def test_a_column_for_each_map_and_a_row_for_the_point(tmp_path):
     bilinear, lift, true_ = (column[middle, 10 : width - 10] for column in columns[1:])
     assert np.abs(bilinear - true_).mean() > 20 and np.abs(lift - true_).mean() < 10
 
-    draw_feature_grid(image, maps, tmp_path / "point.png", (45, 30))
+    draw_feature_maps(image, maps, tmp_path / "point.png", (45, 30))
     picture, _ = _cells(tmp_path / "point.png", 5)
     assert picture.shape[0] > 1.8 * plain.shape[0] and picture.shape[1] > plain.shape[1]
     # the image below is the same, but for the mark in its middle: black on white
@@ -38,13 +39,75 @@ def test_a_column_for_each_map_and_a_row_for_the_point(tmp_path):
     middle = below[y - 15 : y + 15, x - 15 : x + 15]
     assert middle.max(-1).min() < 60 and middle.min(-1).max() > 230
     with pytest.raises(ValueError, match="outside"):
-        draw_feature_grid(image, maps, tmp_path / "outside.png", (90, 30))
+        draw_feature_maps(image, maps, tmp_path / "outside.png", (90, 30))
     assert not (tmp_path / "outside.png").exists()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 400), (900, 2)])
 def test_any_shape_of_image(tmp_path, shape):
     maps = {"vit": torch.randn(8, 1, 2), "bilinear": torch.randn(8, 2, 4), "true": torch.randn(8, 2, 4)}
-    draw_feature_grid(np.zeros((*shape, 3), np.uint8), maps, tmp_path / "f.png", (0, 0))
+    draw_feature_maps(np.zeros((*shape, 3), np.uint8), maps, tmp_path / "f.png", (0, 0))
     height, width = cv2.imread(str(tmp_path / "f.png")).shape[:2]
     assert 200 < height < 2000 and 600 < width < 3000
+
+
+def test_several_images_have_a_row_each(tmp_path):
+    torch.manual_seed(0)
+    images = [np.full((60, 90, 3), colour, np.uint8) for colour in ((200, 30, 30), (30, 30, 200))]
+    maps = [{"vit": torch.randn(8, 2, 3), "bilinear": (fine := torch.randn(8, 4, 6)), "lift": fine} for _ in images]
+    draw_feature_maps(images, maps, tmp_path / "both.png")
+    _, columns = _cells(tmp_path / "both.png", 4)
+    upper, lower = np.array_split(columns[0], 2)
+    assert (upper == (200, 30, 30)).all(-1).mean() > 0.4 and (lower == (30, 30, 200)).all(-1).mean() > 0.4
+    # without a true map the colours are the ViT's own axes: a row is as it is drawn alone
+    for i, half in enumerate(np.array_split(np.concatenate(columns, axis=1), 2)):
+        draw_feature_maps(images[i], maps[i], tmp_path / "alone.png")
+        alone, _ = _cells(tmp_path / "alone.png", 4)
+        assert len(_colours(half) & _colours(alone)) > 24
+    with pytest.raises(ValueError, match="2 images"):
+        draw_feature_maps(images, maps, tmp_path / "point.png", (45, 30))
+    assert not (tmp_path / "point.png").exists()
+
+
+def _colours(picture):
+    """Those of whole cells, of the image and of maps."""
+    colours, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    return set(map(tuple, colours[counts > 1000]))
+
+
+def test_similarity_is_to_the_cell_of_the_point():
+    features = torch.randn(16, 3, 5)
+    similarity = similarity_to(features, (99, 0), (30, 100))  # the upper right cell
+    assert similarity.shape == (3, 5) and similarity[0, 4] == pytest.approx(1)
+    expected = F.cosine_similarity(features[:, 2, 1], features[:, 0, 4], dim=0)
+    assert similarity[2, 1] == pytest.approx(float(expected), abs=1e-6)
+    assert similarity_to(features, (20, 10), (30, 100))[1, 1] == pytest.approx(1)
+    assert similarity_to(features, (19.9, 9.9), (30, 100))[0, 0] == pytest.approx(1)
+    for point in ((100, 0), (0, 30), (-1, 0)):
+        with pytest.raises(ValueError, match="100×30"):
+            similarity_to(features, point, (30, 100))
+
+
+def test_colours_are_one_basis():
+    features = torch.randn(16, 6, 7)
+    colour = principal_colours(features)
+    colours = colour(features)
+    assert colours.shape == (6, 7, 3) and colours.dtype == np.uint8
+    # the same features have the same colours wherever they stand
+    assert np.array_equal(colour(features[:, 2:4, 1:3]), colours[2:4, 1:3])
+    assert np.ptp(colours.reshape(-1, 3), axis=0).min() > 200
+
+
+def test_arrays_come_back(tmp_path):
+    maps = {"vit": torch.randn(4, 2, 3), "true": torch.randn(4, 4, 6).half()}
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    save_feature_maps(tmp_path / "with.npz", maps, image, (320, 480), (100, 200))
+    with np.load(tmp_path / "with.npz") as saved:
+        assert set(saved) == {"vit", "true", "image", "original_size", "point", "similarity_vit", "similarity_true"}
+        assert saved["vit"].dtype == saved["true"].dtype == saved["similarity_true"].dtype == np.float32
+        assert np.array_equal(saved["vit"], maps["vit"].numpy()) and np.array_equal(saved["image"], image)
+        assert saved["point"].tolist() == [100, 200] and saved["original_size"].tolist() == [320, 480]
+        assert np.array_equal(saved["similarity_vit"], similarity_to(maps["vit"], (100, 200), (320, 480)))
+    save_feature_maps(tmp_path / "without.npz", maps, image, (320, 480))
+    with np.load(tmp_path / "without.npz") as saved:
+        assert set(saved) == {"vit", "true", "image", "original_size"}

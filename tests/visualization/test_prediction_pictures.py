@@ -12,8 +12,8 @@ from torch import nn
 
 from lift_det.data import write_synthetic_coco
 from lift_det.engine import Trainer
-from lift_det.evaluation import PredictionPictures
-from lift_det.modeling.postprocess import _json_rles
+from lift_det.modeling.meta_arch.postprocess import _json_rles
+from lift_det.visualization import PredictionPictures
 
 
 class Growing(nn.Module):
@@ -81,13 +81,13 @@ def test_tensorboard_has_the_predictions_beside_the_ground_truth(rle, shapes, tm
     assert [tag.split()[0] for tag in pictures] == ["predictions/0", "predictions/1"]
     for drawn in pictures.values():
         assert list(drawn) == [1, 3, 4]  # every second, and the last
-        assert drawn[1].shape[0] > 384 and drawn[1].shape[1] > 2 * 384
+        assert drawn[1].shape[0] > 512 and drawn[1].shape[1] > 2 * 512
         truths, predictions = zip(*map(_halves, drawn.values()), strict=True)
         # the ground truth stays, and its colours do; the prediction grows
         assert np.array_equal(truths[0], truths[1]) and np.array_equal(truths[0], truths[2])
-        # 20 pixels of 128, and 60, in a picture of 384
+        # 20 pixels of 128, and 60, in a picture of 512
         changed = np.abs(predictions[0] - predictions[2]).max(-1)
-        assert changed[60:200, 60:200].mean() > 1 and not changed[200:380, 200:380].any()
+        assert changed[60:200, 60:200].mean() > 1 and not changed[260:500, 260:500].any()
 
 
 def test_they_are_of_the_averaged_weights(shapes, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog
 from detectron2.utils.registry import locate
+from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lift_det.visualization import PredictionPictures
@@ -243,8 +244,10 @@ def fit_schedule(
     scheduler = multiplier.get("scheduler", {})
     if "milestones" in scheduler:  # they are shares of the training, in units of num_updates
         units = scheduler.get("num_updates") or scheduler.milestones[-1]
-        steps = [math.ceil(step / units * iterations) for step in scheduler.milestones]
-        lines.append(f"steps of the learning rate at {steps}")
+        shares = [step / units - ParamScheduler.WHERE_EPSILON for step in scheduler.milestones]
+        steps = [math.ceil(share * iterations) for share in shares]
+        steps = [step for step in steps if step < iterations]  # a short training has no room for the others
+        lines.append(f"steps of the learning rate at {steps}" if steps else "no steps of the learning rate")
     if "warmup_length" in multiplier:
         warmup = min(round(multiplier.warmup_length * old_iterations), iterations // 10)
         multiplier.warmup_length = warmup / iterations

@@ -55,10 +55,10 @@ def pretraining_config(
     size = 448 + -448 % unit if image_size is None else image_size
     if size % unit:
         raise ValueError(
-            f"--image-size {size}: with patches of {vit.patch_size} pixels it has to be a multiple of {unit}."
+            f"image_size={size}: with patches of {vit.patch_size} pixels it has to be a multiple of {unit}."
         )
     if steps is not None and steps < 1:
-        raise ValueError(f"--steps {steps}: expected a positive number.")
+        raise ValueError(f"steps={steps}: expected a positive number.")
     cfg = config.load("LiFT/lift_vits14_cpu.py" if device == "cpu" else "common/lift_training.py")
     cfg.model.net.update(vit.arguments())
     cfg.model.update(pixel_mean=vit.pixel_mean, pixel_std=vit.pixel_std, layer=layer, facet=facet)

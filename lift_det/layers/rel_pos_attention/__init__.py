@@ -38,7 +38,7 @@ def rel_pos_attention(
         v: as k.
         rel_pos_h: (L, d), a vector for each distance between rows, from -(L - 1) / 2 to (L - 1) / 2; interpolated if
             the grid asks for another length than L.
-        rel_pos_w: likewise for columns.
+        rel_pos_w: the same for columns.
         q_size: (q_h, q_w).
         k_size: (k_h, k_w).
         scale: usually d**-0.5.

@@ -30,7 +30,7 @@ class NamedViT:
         patch_size: in pixels.
         num_heads: where the weights have another number than timm's architecture, else None.
         pixel_mean: RGB, 0 to 255, of the weights' images, where they are other than timm's name implies, else None.
-        pixel_std: likewise.
+        pixel_std: as pixel_mean.
     """
 
     name: str
@@ -91,7 +91,7 @@ def find_vit(backbone: str, architecture: str | None = None, num_heads: int | No
 
 
 def _read_architecture(path: str, named: str | None) -> tuple[str, int | None, dict[str, Sequence[float]]]:
-    """timm's name of the ViT in a file, its heads where timm's are others, and its images' statistics likewise.
+    """timm's name of the ViT in a file, its heads where timm's are others, and its images' statistics.
 
     The sizes are in the file. The number of heads is not, so a name is given only for releases which have one number of
     heads for each size; for others the caller has to say it.

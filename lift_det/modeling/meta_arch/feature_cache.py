@@ -22,7 +22,7 @@ class FeatureCache:
 
     A file's name is the hash of the ViT's weights, of what is taken from it (layer, facet, norm, image statistics), of
     the image's pixels and of the sizes: what changes any of these is another file, never a wrong one. Files are written
-    under a temporary name and then renamed, so that a kill leaves none by halves, and several processes and trainings
+    under a temporary name and then renamed, so that a kill leaves no partial file, and several processes and trainings
     can share a folder. Nothing is ever deleted: delete the folder when you need the space.
     """
 

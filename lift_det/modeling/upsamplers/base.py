@@ -151,8 +151,8 @@ def check_inputs(images: Tensor, features: Tensor) -> None:
     """Checks that images and features belong together.
 
     Raises:
-        ValueError: other dimensions, another number of images than of maps, or sides that differ by half a cell of
-            the map or more.
+        ValueError: other dimensions, another number of images than of maps, or an aspect that differs by a cell of the
+            map or more.
     """
     if images.dim() != 4 or images.shape[1] != 3 or features.dim() != 4:
         raise ValueError(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ..feature_spec import FeatureSpec
+from ..feature_spec import FeatureSpec, check_field_names
 from .base import UPSAMPLERS, FeatureUpsampler
 from .files import UpsamplerFile
 
@@ -43,7 +43,7 @@ def build_upsampler(
     arguments = inspect.signature(upsampler).parameters
     settings = {key: value for key, value in settings.items() if value is not None}
     unknown = sorted(settings.keys() - arguments.keys())
-    if unknown:
+    if unknown and not any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
         raise ValueError(
             f"The upsampler '{upsampler.name}' has no setting {', '.join(unknown)}: it has {[*arguments]}."
         )
@@ -66,7 +66,7 @@ class LazyUpsampler:
         Args:
             name: in the registry; None is what the checkpoint holds, or what the model trains by default.
             checkpoint: see :func:`build_upsampler`.
-            settings: likewise.
+            settings: see there, too.
 
         Raises:
             ValueError: an unknown name.
@@ -113,6 +113,7 @@ def fit_upsampler(
         CheckpointError: it was trained on other features.
         ValueError: it cannot take these features, or it is no upsampler.
     """
+    check_field_names(allow)
     if lift is None:
         return None
     if isinstance(lift, LazyUpsampler):

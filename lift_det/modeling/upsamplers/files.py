@@ -128,7 +128,7 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
     Args:
         path: see :class:`UpsamplerFile`.
         patch_size: needed where the file does not say it (the authors' do not).
-        residual: likewise; the authors' files are ``False``.
+        residual: needed there, too; the authors' files are ``False``.
 
     Returns:
         The upsampler, in evaluation mode, with ``.metadata`` as the file had it.
@@ -164,12 +164,14 @@ def _settings_from_names(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors of a LiFT say by their names and shapes."""
     if "outc.weight" not in state_dict:
         return {}
-    return {
+    settings = {
         "in_channels": state_dict["outc.weight"].shape[0],
         "network": "trunk" if any(name.startswith("trunk.") for name in state_dict) else "paper",
         "pool": math.isqrt(state_dict["pool.prior"].shape[1]) if "pool.prior" in state_dict else 0,
         "normalize": "normalize.mean" in state_dict,
     }
+    # the plain network's tensors are the same with and without the residual
+    return settings | ({"residual": True} if _name_from_settings(settings) == "lift_plus" else {})
 
 
 def _name_from_settings(settings: Mapping[str, Any]) -> str:

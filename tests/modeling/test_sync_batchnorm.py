@@ -7,7 +7,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from lift_det import LiFT
-from lift_det.engine import synchronise_batchnorm
+from lift_det.modeling.norms import synchronise_batchnorm
 
 
 def _two_processes(monkeypatch, backend):

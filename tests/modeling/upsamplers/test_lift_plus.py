@@ -1,13 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from lift_det import LiFT, load_lift
-from lift_det.checkpoint import CheckpointError
-from lift_det.modeling import save_lift
-from lift_det.modeling.lift import bilinear_2x
-from lift_det.modeling.lift_networks import AttentionPool, FeatureNorm, TrunkNetwork
+from lift_det import LiFT, LiFTPlus
+from lift_det.modeling.upsamplers.lift_plus import AttentionPool, FeatureNorm, TrunkNetwork
+
+BARE = dict(pool=0, normalize=False, keep_length=False)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def bilinear_2x(features):
+    return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def _randomised(module):
@@ -62,11 +66,9 @@ def test_pool_stays_among_the_features():
 
 
 @pytest.mark.parametrize("patch_size", [8, 14, 16])
-@pytest.mark.parametrize(
-    "options", [dict(network="trunk"), dict(network="trunk", pool=3, normalize=True), dict(pool=5, normalize=True)]
-)
+@pytest.mark.parametrize("options", [BARE, {}, dict(keep_length=False), dict(network="paper", pool=5)])
 def test_doubles_any_rectangle_and_learns_in_all_its_parts(patch_size, options):
-    lift = _randomised(LiFT(16, patch_size, **options))
+    lift = _randomised(LiFTPlus(16, patch_size, **options))
     images = torch.randn(2, 3, 3 * patch_size, 5 * patch_size)
     lifted = lift(images, torch.randn(2, 16, 3, 5))
     assert lifted.shape == (2, 16, 6, 10)
@@ -75,8 +77,7 @@ def test_doubles_any_rectangle_and_learns_in_all_its_parts(patch_size, options):
 
 
 def test_lengths_are_kept_and_directions_are_not_touched():
-    options = dict(network="trunk", pool=3)
-    free, kept = (_randomised(LiFT(16, 16, keep_length=keep, **options)) for keep in (False, True))
+    free, kept = (_randomised(LiFTPlus(16, 16, normalize=False, keep_length=keep)) for keep in (False, True))
     images, features = torch.randn(2, 3, 64, 64), torch.randn(2, 16, 4, 4) * 7
     with torch.no_grad():
         a, b = free(images, features), kept(images, features)
@@ -91,7 +92,7 @@ def test_lengths_are_kept_and_directions_are_not_touched():
 
 
 def test_trunk_begins_as_bilinear():
-    lift = LiFT(16, 16, network="trunk").eval()
+    lift = LiFTPlus(16, 16, **BARE).eval()
     features = torch.randn(1, 16, 4, 4)
     assert torch.equal(lift(torch.randn(1, 3, 64, 64), features), bilinear_2x(features))
 
@@ -107,7 +108,7 @@ def test_trunk_sees_the_image():
 
 def test_budget_at_384_channels():
     """At most 2M parameters, and 20% of a ViT-S's multiplications at the same input (14 pixels a patch, 224 pixels)."""
-    lift = LiFT(384, 14, network="trunk", pool=3, normalize=True, keep_length=True).eval()
+    lift = LiFTPlus(384, 14).eval()
     assert sum(p.numel() for p in lift.parameters()) < 2e6
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,7 +142,7 @@ def test_normalised_features_make_the_scale_of_channels_irrelevant():
     """What is added to the pooled features scales with each channel, and does not see its mean or scale."""
     torch.manual_seed(0)
     scale, shift = torch.rand(16, 1, 1) * 10 + 0.1, torch.randn(16, 1, 1) * 5
-    plain, scaled = (_randomised(LiFT(16, 16, network="trunk", normalize=True)) for _ in range(2))
+    plain, scaled = (_randomised(LiFTPlus(16, 16, pool=0, keep_length=False)) for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), scaled.parameters(), strict=True))
     images, features = torch.randn(8, 3, 64, 64), torch.randn(8, 16, 4, 4)
     for lift, given in ((plain, features), (scaled, features * scale + shift)):
@@ -153,39 +154,31 @@ def test_normalised_features_make_the_scale_of_channels_irrelevant():
     torch.testing.assert_close(a * scale, b, rtol=1e-3, atol=1e-3)
 
 
+def test_it_is_a_lift_with_kept_lengths_by_default():
+    lift = LiFTPlus(16, 14)
+    assert isinstance(lift, LiFT)
+    assert lift.settings() == {
+        "in_channels": 16,
+        "patch_size": 14,
+        "norm": "BN",
+        "keep_length": True,
+        "network": "trunk",
+        "pool": 3,
+        "normalize": True,
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(network="unet"), "one of .*'unet'"),
-        (dict(pool=4), "odd, from 3"),
-        (dict(pool=1), "odd, from 3"),
-        (dict(pool=3, residual=False), "needs residual=True"),
-        (dict(in_channels=6, network="trunk"), "multiple of 4, got 6"),
+        (dict(pool=4), "odd number from 3"),
+        (dict(pool=1), "odd number from 3"),
+        (dict(in_channels=6), "multiple of 4, got 6"),
+        (dict(in_channels=7, network="paper"), "multiple of 2, got 7"),
+        (dict(patch_size=12), "not 12"),
     ],
 )
 def test_settings_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
-        LiFT(**{"in_channels": 8, "patch_size": 16, **options})
-
-
-@pytest.mark.parametrize(
-    "options",
-    [dict(network="trunk", pool=3, normalize=True, keep_length=True), dict(network="trunk"), dict(pool=5), {}],
-)
-def test_files_say_what_they_hold(options, tmp_path):
-    lift = _randomised(LiFT(16, 14, **options))
-    path = tmp_path / "lift.safetensors"
-    save_lift(lift, path)
-    loaded = load_lift(path)
-    assert (loaded.network, loaded.pool_size) == (lift.network, lift.pool_size)
-    images, features = torch.randn(1, 3, 28, 42), torch.randn(1, 16, 2, 3)
-    assert torch.equal(loaded(images, features), lift(images, features))
-    LiFT(16, 14, **options, checkpoint=path)
-    other = dict(pool=3) if options != dict(pool=3) else {}
-    with pytest.raises(CheckpointError, match="pool|network|normalize|keep_length"):
-        LiFT(16, 14, **other, checkpoint=path)
-    # a training's checkpoint says it beside its tensors
-    training = nn.ModuleDict({"backbone": nn.ModuleDict({"lift": lift})})
-    torch.save({"model": training.state_dict()}, tmp_path / "model.pth")
-    again = load_lift(tmp_path / "model.pth")
-    assert torch.equal(again(images, features), lift(images, features))
+        LiFTPlus(**{"in_channels": 8, "patch_size": 16, **options})

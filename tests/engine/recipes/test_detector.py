@@ -1,12 +1,14 @@
 """A config on one's own data: every class count, schedules and learning rates by the rules that are said."""
 
+import math
+
 import pytest
 from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from lift_det import model_zoo
-from lift_det.engine.fit_config import fit_classes, fit_schedule
-from lift_det.engine.own_data import OwnCoco, use_dataset
+from lift_det.engine.recipes.detector import fit_classes, fit_schedule
+from lift_det.engine.recipes.own_data import OwnCoco, use_dataset
 
 SMALL = "quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
 COCO = "COCO/mask_rcnn_lift_vitdet_b_100ep.py"
@@ -90,12 +92,14 @@ def test_epochs_learning_rate_and_steps_scale() -> None:
     said = " | ".join(fit_schedule(cfg, 5000, batch_size=8))
     assert cfg.train.max_iter == 62500 and "100 epochs" in said
     assert cfg.optimizer.lr == pytest.approx(1e-4 / 8) and "1e-04 × 8 / 64" in said.replace("0.0001", "1e-04")
-    assert list(cfg.lr_multiplier.scheduler.milestones) == [round(m * 62500 / 184375) for m in (163889, 177546)]
-    assert cfg.lr_multiplier.scheduler.num_updates == 62500
+    multiplier = instantiate(cfg.lr_multiplier)
+    rates = [multiplier(i / 62500) for i in range(62500)]
+    steps = [i for i in range(300, 62500) if rates[i] < rates[i - 1]]
+    assert steps == [math.ceil(m * 62500 / 184375) for m in (163889, 177546)] == [55556, 60186]
+    assert f"steps of the learning rate at {steps}" in said
     assert cfg.lr_multiplier.warmup_length * 62500 == pytest.approx(250)
     assert cfg.dataloader.train.total_batch_size == 8
     assert cfg.train.eval_period == cfg.train.checkpointer.period == 5000
-    instantiate(cfg.lr_multiplier)
 
 
 def test_few_images_get_a_least_number_of_iterations() -> None:
@@ -118,14 +122,21 @@ def test_the_length_can_be_said(given: dict, iterations: int) -> None:
     assert cfg.optimizer.lr == 3e-3
 
 
-@pytest.mark.parametrize(("iterations", "milestones", "values"), [(1, [], [1]), (2, [], [1]), (10, [9], [1, 0.1])])
-def test_steps_that_a_short_training_has_no_room_for_are_left_out(iterations, milestones, values) -> None:
+@pytest.mark.parametrize(
+    ("iterations", "rates", "steps"),
+    [
+        (1, [1], "no steps of the learning rate"),
+        (2, [1, 1], "no steps of the learning rate"),
+        (10, [0.001, *[1] * 8, 0.1], "steps of the learning rate at [9]"),  # one iteration is the warm-up
+        (54, [0.001] + [0.2008, 0.4006, 0.6004, 0.8002] + [1] * 43 + [0.1] * 4 + [0.01] * 2, "rate at [48, 52]"),
+    ],
+)
+def test_a_short_training_has_the_steps_that_it_has_room_for(iterations, rates, steps) -> None:
     cfg = model_zoo.get_config(COCO)  # steps at 8/9 and 26/27 of it
-    fit_schedule(cfg, 40, iterations=iterations)
-    scheduler = cfg.lr_multiplier.scheduler
-    assert list(scheduler.milestones) == milestones
-    assert list(scheduler["values"]) == pytest.approx(values)
-    instantiate(cfg.lr_multiplier)(0.99)
+    said = fit_schedule(cfg, 40, iterations=iterations)
+    multiplier = instantiate(cfg.lr_multiplier)
+    assert [multiplier(i / iterations) for i in range(iterations)] == pytest.approx(rates, rel=1e-3)
+    assert any(steps in line for line in said)
 
 
 def test_wrong_numbers_are_refused() -> None:
@@ -137,6 +148,8 @@ def test_wrong_numbers_are_refused() -> None:
 def test_a_config_of_unknown_data_wants_its_length_said() -> None:
     cfg = model_zoo.get_config(COCO)
     cfg.dataloader.train.dataset.names = "someones_train"
+    cfg.train.max_iter = 5000  # in place of epochs
+    del cfg.train.epochs, cfg.train.epoch_images
     with pytest.raises(ValueError, match="someones_train"):
         fit_schedule(cfg, 20)
     fit_schedule(cfg, 20, iterations=100)

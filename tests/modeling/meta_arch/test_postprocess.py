@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lift_det import model_zoo
 from lift_det.modeling import GeneralizedRCNN
-from lift_det.modeling.postprocess import RLEList, detector_postprocess
+from lift_det.modeling.meta_arch.postprocess import RLEList, detector_postprocess
 
 
 def raw_instances(number: int, masks: bool = True, keypoints: bool = False) -> Instances:

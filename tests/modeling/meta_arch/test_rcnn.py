@@ -142,8 +142,6 @@ def test_another_class_count_is_refused_unless_allowed(vitdet_file, checkpointer
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, Checkpointer])
 def test_another_vit_is_refused(tmp_path, vitdet_file, other, expected, checkpointer):
     cfg = _config("COCO/mask_rcnn_lift_vitdet_b_fast_100ep.py", **other)
-    if "patch_size" in other:
-        cfg.backbone.scale_factors = (2.0, 1.0, 0.5, 0.25)
     with pytest.raises(CheckpointError, match=f"(?s){expected}"):
         checkpointer(instantiate(cfg)).load(vitdet_file)
 

@@ -2,18 +2,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lift_det import LiFT, ViT
+from lift_det import LiFT, LiFTPlus, ViT
 from lift_det.checkpoint import CheckpointError
-from lift_det.engine import LiFTPretraining
-from lift_det.modeling.lift import resize_images
+from lift_det.modeling import LazyUpsampler, LiFTPretraining
+from lift_det.modeling.upsamplers import resize
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
-def _model(lift=None, **options):
+def _net(depth=2):
+    return ViT(img_size=64, patch_size=8, embed_dim=32, depth=depth, num_heads=2, pretrain_img_size=64)
+
+
+def _model(kind=LiFT, **options):
     torch.manual_seed(0)
-    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=2, num_heads=2, pretrain_img_size=64)
-    return LiFTPretraining(net, LiFT(32, 8, **(lift or {})), MEAN, STD, **options)
+    return LiFTPretraining(_net(), kind(32, 8), MEAN, STD, **options)
 
 
 def _batch(size=(64, 96), seed=1):
@@ -30,9 +33,9 @@ def _untrained(model):
     return model
 
 
-@pytest.mark.parametrize("lift", [{}, dict(network="trunk", pool=3, normalize=True)], ids=["paper", "trunk"])
-def test_learns_to_be_better_than_bilinear_without_touching_the_vit(lift):
-    model, batch = _model(lift), _batch()
+@pytest.mark.parametrize("kind", [LiFT, LiFTPlus])
+def test_learns_to_be_better_than_bilinear_without_touching_the_vit(kind):
+    model, batch = _model(kind), _batch()
     before = {k: v.clone() for k, v in model.backbone.net.state_dict().items()}
     model.train()
     assert not model.backbone.net.training and model.lift.training
@@ -74,7 +77,7 @@ def test_losses_are_what_they_say():
     losses = {name: value.item() for name, value in model(batch).items()}
 
     images = (torch.stack([item["image"] for item in batch]) - model.pixel_mean) / model.pixel_std
-    half, quarter = resize_images(images, (32, 48)), resize_images(images, (16, 24))
+    half, quarter = resize(images, (32, 48)), resize(images, (16, 24))
     net, lift = model.backbone.net, model.lift
     full_f, half_f, quarter_f = (net(x)["last_feat"] for x in (images, half, quarter))
     twice = lift.upsample(quarter, quarter_f, 2)  # the paper's recursion
@@ -98,8 +101,8 @@ def test_every_second_step_is_mirrored():
     for model in (plain, mirrored):
         model.lift.eval()
     seen = []
-    double = mirrored.lift.double
-    mirrored.lift.double = lambda images, features: seen.append((images, features)) or double(images, features)
+    step = mirrored.lift.step
+    mirrored.lift.step = lambda images, features: seen.append((images, features)) or step(images, features)
     first, second = ({name: loss.item() for name, loss in mirrored(batch).items()} for _ in range(2))
     expected = plain(batch)
     assert second == {name: pytest.approx(value.item(), rel=1e-6) for name, value in expected.items()}
@@ -114,7 +117,7 @@ def test_scores_are_what_they_say():
     with torch.no_grad():
         scores = model(batch)
         images = (torch.stack([item["image"] for item in batch]) - model.pixel_mean) / model.pixel_std
-        half, quarter = resize_images(images, (32, 48)), resize_images(images, (16, 24))
+        half, quarter = resize(images, (32, 48)), resize(images, (16, 24))
         full_f, half_f, quarter_f = (model.backbone.net(x)["last_feat"] for x in (images, half, quarter))
         nearest = half_f.repeat_interleave(2, 2).repeat_interleave(2, 3)
         once = model.lift(quarter, quarter_f)
@@ -126,7 +129,7 @@ def test_scores_are_what_they_say():
             # four times bilinear, at once
             ("4x", "bilinear"): (F.interpolate(quarter_f, size=(8, 12), mode="bilinear"), full_f),
             ("4x", "bicubic"): (F.interpolate(quarter_f, size=(8, 12), mode="bicubic"), full_f),
-            ("4x", "lift"): (model.lift(resize_images(quarter, (32, 48)), once), full_f),
+            ("4x", "lift"): (model.lift(resize(quarter, (32, 48)), once), full_f),
             ("4x", "lift_original"): (model.lift(half, once), full_f),
         }
     for (task, method), (got, true) in expected.items():
@@ -157,9 +160,26 @@ def test_unknown_losses_and_no_objectives_are_refused(options):
 
 
 def test_a_vit_without_statistics_needs_them():
-    net = ViT(img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64)
     with pytest.raises(ValueError, match="state pixel_mean"):
-        LiFTPretraining(net, LiFT(32, 8))
+        LiFTPretraining(_net(depth=1), LiFT(32, 8))
+
+
+@pytest.mark.parametrize(("name", "kind"), [(None, LiFTPlus), ("lift", LiFT)])
+def test_a_config_without_a_name_trains_lift_plus(name, kind):
+    model = LiFTPretraining(_net(depth=1), LazyUpsampler(name), MEAN, STD)
+    assert type(model.lift) is kind and (model.lift.in_channels, model.lift.patch_size) == (32, 8)
+
+
+def test_a_trained_lift_is_trained_further(tmp_path):
+    """What kind it is, its file says; its steps are counted from the beginning of this training."""
+    trained = _untrained(_model()).eval()
+    with torch.no_grad():
+        trained(_batch()).save_lift(tmp_path / "lift.safetensors", {})
+    model = LiFTPretraining(_net(), LazyUpsampler(checkpoint=tmp_path / "lift.safetensors"), MEAN, STD)
+    assert type(model.lift) is LiFT and model.steps == 0
+    assert all(torch.equal(value, trained.lift.state_dict()[name]) for name, value in model.lift.state_dict().items())
+    with pytest.raises(CheckpointError, match="layer: trained with '1', given '0'"):
+        LiFTPretraining(_net(), LazyUpsampler(checkpoint=tmp_path / "lift.safetensors"), MEAN, STD, layer=0)
 
 
 def test_a_vit_that_fits_in_part_is_refused():
@@ -229,7 +249,7 @@ def test_a_full_disk_does_not_end_a_training(tmp_path, caplog, monkeypatch):
     def full(path, write):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lift_det.engine.feature_cache.write_atomically", full)
+    monkeypatch.setattr("lift_det.modeling.meta_arch.feature_cache.write_atomically", full)
     model = _model(feature_cache=tmp_path).train()
     losses = [model(_batch())["loss_full_from_half"].item() for _ in range(2)]
     assert losses[0] > 0 and caplog.text.count("No space left") == 1

@@ -4,7 +4,7 @@ from detectron2.modeling.backbone.vit import ViT as UpstreamViT
 from torch.testing import assert_close
 
 from lift_det import ViT
-from lift_det.modeling import vit_block
+from lift_det.modeling.backbones import vit as vit_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +45,7 @@ def _same_gradients(upstream, ours):
 @pytest.mark.parametrize("arguments", [{}, dict(qkv_bias=False), dict(use_rel_pos=False), dict(window_size=0)])
 def test_is_upstreams(size, arguments, monkeypatch):
     """With and without gradients (the CPU then goes through the map in pieces), and the gradients themselves."""
-    monkeypatch.setattr(vit_block, "_CPU_TOKENS", 30)
+    monkeypatch.setattr(vit_module, "_CPU_TOKENS", 30)
     upstream, ours = _pair(**arguments)
     x = torch.randn(2, 3, *size)
     expected = upstream(x)["map"]

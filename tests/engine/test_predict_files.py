@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 import lift_det
 from lift_det.data.video import VideoReader, VideoWriter
-from lift_det.evaluation import PredictionFile, predict_files
+from lift_det.engine import PredictionFile, predict_files
 from tests.engine.tiny_detector import write_output_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,9 +14,9 @@ from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lift_det import TimmViT
 from lift_det.checkpoint import CheckpointError
-from lift_det.modeling import timm_vit
-from lift_det.modeling.timm_vit import TimmViT
+from lift_det.modeling.backbones import timm_vit
 
 REAL_WEIGHTS = Path("../shared/weights/vit_small_patch14_fp16.safetensors")
 
