@@ -11,7 +11,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lift_det.modeling import add_lift_config
@@ -57,6 +57,8 @@ def load(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Dict
     cfg = LazyConfig.load(path)
     if not isinstance(cfg, DictConfig):
         raise ValueError(f"'{path}' is no config: expected a LazyConfig, or one of yacs.")
+    if not path.endswith(".py"):
+        _upgrade(cfg)
     return apply_overrides(cfg, overrides)
 
 
@@ -113,6 +115,35 @@ def _is_yacs(path: str) -> bool:
     with open(path, encoding="utf-8") as file:
         # whose keys are all capitals, where a LazyConfig has `model` and `train`
         return re.search(r"^(_BASE_|[A-Z][A-Z_]*):", file.read(), re.MULTILINE) is not None
+
+
+# Classes that moved in November 2026, as config.yaml of earlier trainings names them.
+_MOVED = {
+    "lift_det.engine.LiFTPretraining": "lift_det.modeling.LiFTPretraining",
+    "lift_det.evaluation.PredictionPictures": "lift_det.visualization.PredictionPictures",
+}
+
+
+def _upgrade(node: DictConfig | ListConfig) -> None:
+    """Rewrites a config that a training saved before November 2026, so that its folder can still be used."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        child = node._get_node(key)
+        if isinstance(child, (DictConfig, ListConfig)) and not child._is_none():
+            _upgrade(child)
+    if not isinstance(node, DictConfig):
+        return
+    if node.get("_target_") in _MOVED:
+        node._target_ = _MOVED[node._target_]
+    elif node.get("_target_") == "lift_det.LiFT" and "network" in node:
+        improved = node.network == "trunk" or node.pool or node.normalize
+        node._target_ = "lift_det.LiFTPlus" if improved else "lift_det.LiFT"
+        for key in ("residual",) if improved else ("network", "pool", "normalize"):
+            node.pop(key)
+    elif node.get("_target_") == "lift_det.LiFTFeaturePyramid" and "scale_factors" in node:
+        lift = node.get("lift")
+        patch_size = node.net.patch_size if lift is None or "patch_size" not in lift else lift.patch_size
+        stride = patch_size / node.input_scale / (1 if lift is None else 2**node.steps)
+        node.level_strides = [round(stride / scale) for scale in node.pop("scale_factors")]
 
 
 def _configs_folder() -> Path:

@@ -107,7 +107,7 @@ def test_unpacked_wheel_finds_its_configs_from_another_folder(unpacked: Path, tm
     name = "COCO/mask_rcnn_lift_vitdet_b_100ep.py"
     assert model_zoo.get_config_file(name).startswith({str(unpacked)!r})
     config = model_zoo.get_config(name)
-    assert config.model.backbone.lift._target_ is lift_det.LiFT
+    assert config.model.backbone.lift._target_ is lift_det.modeling.LazyUpsampler
     # A relative import through two folders, and yacs.
     assert model_zoo.get_config("planted/deeper/child.py").train.max_iter == 8
     assert model_zoo.get_config("planted/yacs.yaml").SOLVER.MAX_ITER == 9

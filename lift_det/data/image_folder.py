@@ -75,8 +75,8 @@ class ImageFolder(torchdata.Dataset):
             views: how many versions of each image exist. 0: each sample is augmented anew. Otherwise epoch e shows
                 version e modulo ``views`` of every image, and a model can keep what it has computed for one: the dicts
                 then have a ``view``.
-            holdout: keeps every ``holdout``-th image, in the order of the paths, for evaluation, where there is no folder
-                for it: in training they are left out, in evaluation they alone are taken. 0 takes all images.
+            holdout: keeps every ``holdout``-th image, in the order of the paths, for evaluation, where there is no
+                folder for it: in training they are left out, in evaluation they alone are taken. 0 takes all images.
 
         Raises:
             DatasetError: a folder does not exist, or holds no image file.

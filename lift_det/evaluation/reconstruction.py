@@ -57,8 +57,8 @@ class ReconstructionEvaluator(DatasetEvaluator):
         """
         Returns:
             Means over all images of all processes: ``{"cosine_2x": {"nearest": …, "bilinear": …, "bicubic": …,
-            "lift": …}, "rel_l2_2x": …}``, with ``2x_half`` and ``4x`` in the same form, and ``"error_reduction_2x"`` …: by how
-            many percent the error 1 − cosine is below bilinear's.
+            "lift": …}, "rel_l2_2x": …}``, ``2x_half`` and ``4x`` in the same form, and ``"error_reduction_2x"`` …: by
+            how many percent the error 1 − cosine is below bilinear's.
 
         Raises:
             RuntimeError: there was no image.

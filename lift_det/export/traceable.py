@@ -24,8 +24,8 @@ def traceable(model: M) -> M:
 
     What is written for speed (a few rows of the map at a time, operators of lift_det's own) or depends on whether sizes
     agree is replaced: blocks, windows and positions of :class:`lift_det.ViT`, the rotary positions of DINOv3, and how
-    LiFT enlarges the image (``resize_image``), which onnxruntime does less exactly. Everything else traces as it is, other ViTs and upsamplers too, but for a ViT that has a
-    :attr:`~lift_det.modeling.PlainViT.fixed_size_reason`.
+    LiFT enlarges the image (``resize_image``), which onnxruntime does less exactly. Everything else traces as it is,
+    other ViTs and upsamplers too, but for a ViT that has a :attr:`~lift_det.modeling.PlainViT.fixed_size_reason`.
 
     Args:
         model: in evaluation mode; not changed.

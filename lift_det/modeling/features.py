@@ -125,7 +125,7 @@ class FeatureExtractor(Backbone):
             images: as in :meth:`extract`.
 
         Returns:
-            ``{out_feature: (N, C, h, w)}`` with ``h = H / patch_size · 2**steps`` and ``w = W / patch_size · 2**steps``.
+            ``{out_feature: (N, C, H · s, W · s)}`` with ``s = 2**steps / patch_size``.
 
         Raises:
             ValueError: H or W is not a multiple of the patch size.

@@ -135,7 +135,10 @@ def _check(
     for name, lift in lifts.items():
         if name in (OWN_MAP, BILINEAR, TRUE_FEATURES):
             raise ValueError(f"'{name}' is the name of a method that is always compared: call this LiFT otherwise.")
-        lift.use_features(net.feature_spec(weights=False))
+        try:
+            lift.use_features(net.feature_spec(weights=False))
+        except ValueError as error:
+            raise ValueError(f"'{name}': {error}") from error
     if train.class_names != val.class_names:
         raise ValueError(
             f"The training set's {len(train.class_names) - 1} classes and the validation set's "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lift_det.data import DatasetError, get_dataset_dicts
 from lift_det.data.images import read_rgb
-from lift_det.modeling.lift import resize_images
+from lift_det.modeling.upsamplers import resize
 
 BACKGROUND = 0
 IGNORED = 255  # of a label map: no loss and no score there
@@ -85,7 +85,7 @@ def resize_and_crop(image: np.ndarray, labels: np.ndarray, size: int) -> tuple[T
     height, width = labels.shape
     scale = size / min(height, width)
     new_size = (max(size, round(height * scale)), max(size, round(width * scale)))
-    pixels = resize_images(torch.tensor(image).permute(2, 0, 1)[None].float(), new_size)[0]
+    pixels = resize(torch.tensor(image).permute(2, 0, 1)[None].float(), new_size)[0]
     # "nearest-exact" looks at the centres of pixels, as the images' interpolation does; "nearest" is shifted
     nearest = F.interpolate(torch.from_numpy(labels)[None, None].float(), size=new_size, mode="nearest-exact")[0, 0]
     top, left = ((side - size) // 2 for side in new_size)

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lift_det.checkpoint import CheckpointError, convert_vit, read_state_dict, recognise_vit
-from lift_det.modeling.timm_vit import TimmViT
-from lift_det.modeling.vit import ViT
+from lift_det.modeling import TimmViT, ViT
 
 State = dict[str, Tensor]
 

@@ -26,7 +26,9 @@ def vit(tmp_path_factory):
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), folder / "vit.pth")
     net = find_vit(str(folder / "vit.pth"), "vit_tiny_patch16_224").build()
     save_lift(LiFT(192, 16), folder / "lift.safetensors", FeatureExtractor(net).feature_spec().to_metadata())
-    save_lift(LiFT(192, 16), folder / "keys.safetensors", FeatureExtractor(net, facet="key").feature_spec().to_metadata())
+    save_lift(
+        LiFT(192, 16), folder / "keys.safetensors", FeatureExtractor(net, facet="key").feature_spec().to_metadata()
+    )
     return folder
 
 

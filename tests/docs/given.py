@@ -16,17 +16,15 @@ from typing import Any
 import cv2
 import timm
 import torch
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling import build_model
 from omegaconf import DictConfig, ListConfig
 from safetensors.torch import save_file
 
-from lift_det import LiFT, model_zoo
+from lift_det import LiFTPlus, config, save_lift
 from lift_det.data import write_synthetic_coco
 from lift_det.data.register import COCO_TRAIN_OVERFIT8, COCO_VAL_FIRST2
-from lift_det.engine.trained_model import read_config
-from lift_det.modeling import save_lift
 
 NUM_TRAIN, NUM_VAL, IMAGE_SIZE = 16, 24, 128
 #: files of a ViT's weights that commands name -> timm's name of such a ViT
@@ -112,26 +110,24 @@ def write_weights(folder: Path, argv: Sequence[str]) -> None:
     for name in words:
         if timm.is_model_pretrained(name) and "." in name:
             _write_hub(folder, name)
-    config = _config(folder, argv, named)
-    for net in _vits(config):
+    cfg = _config(folder, argv, named)
+    for net in _vits(cfg):
         if net.get("pretrained"):
             _write_hub(folder, net["name"])
         elif net.get("checkpoint"):
             _write_vit(folder / net["checkpoint"], net["name"])
     for name in set(words) & set(VIT_FILES):
         _write_vit(folder / name, VIT_FILES[name])
-    start = _start(config)
+    start = _start(cfg)
     if "ImageNetPretrained/MAE" in start:
-        _write_mae(folder, start, config)
+        _write_mae(folder, start, cfg)
     for path in (named.get(option, "") for option in ("--weights", "train.init_checkpoint", "MODEL.WEIGHTS")):
-        if path and "://" not in path and config is not None:
-            _write_detector(folder / path, config)
+        if path and "://" not in path and cfg is not None:
+            _write_detector(folder / path, cfg)
     for name in words:
         if re.fullmatch(r"(?i)(\w+/)*\w*(lift|plain)\w*\.safetensors", name) and not (folder / name).exists():
-            kind = dict(network="trunk", pool=3, normalize=True, keep_length=True)
-            lift = LiFT(384, 14 if "patch14" in " ".join(argv) else 16, **(kind if "trunk" in words else {}))
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            save_lift(lift, folder / name)
+            save_lift(LiFTPlus(384, 14 if "patch14" in " ".join(argv) else 16), folder / name)
 
 
 def write_hub_of_example(folder: Path, text: str) -> None:
@@ -144,16 +140,12 @@ def _config(folder: Path, argv: Sequence[str], named: dict[str, str]) -> DictCon
     """The config that a command names, with its overrides; None if it names none or it is not made yet."""
     candidates = [word for word in argv if word.startswith(("COCO/", "LiFT/", "quick_schedules/"))]
     for name in [named["--config-file"]] if "--config-file" in named else candidates:
-        path = folder / name
-        if not path.is_file():
-            path = Path(model_zoo.get_config_file(name))
-        cfg = read_config(path)
+        cfg = config.load(folder / name if (folder / name).is_file() else name)
         if isinstance(cfg, CfgNode):
             keys = [i for i, word in enumerate(argv) if re.fullmatch(r"[A-Z_]+(\.[A-Z_]+)*", word)]
-            cfg.merge_from_list([word for i in keys for word in argv[i : i + 2]])
-            return cfg
+            return config.apply_overrides(cfg, [word for i in keys for word in argv[i : i + 2]])
         overrides = [word for word in argv if re.match(r"(model|train|dataloader|optimizer)\.[\w.\[\]]+=", word)]
-        return LazyConfig.apply_overrides(cfg, overrides)
+        return config.apply_overrides(cfg, overrides)
     return None
 
 
@@ -170,10 +162,10 @@ def _vits(node: Any) -> Iterator[DictConfig]:
             yield from _vits(node._get_node(i))
 
 
-def _start(config: DictConfig | CfgNode | None) -> str:
-    if config is None:
+def _start(cfg: DictConfig | CfgNode | None) -> str:
+    if cfg is None:
         return ""
-    return config.MODEL.WEIGHTS if isinstance(config, CfgNode) else config.get("train", {}).get("init_checkpoint", "")
+    return cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.get("train", {}).get("init_checkpoint", "")
 
 
 def _timm_weights(name: str, **changes: Any) -> dict[str, torch.Tensor]:
@@ -203,27 +195,27 @@ def _write_vit(path: Path, name: str) -> None:
         torch.save(weights, path)
 
 
-def _write_mae(folder: Path, address: str, config: DictConfig | CfgNode) -> None:
+def _write_mae(folder: Path, address: str, cfg: DictConfig | CfgNode) -> None:
     """What detectron2's cache of downloads holds of ``detectron2://ImageNetPretrained/MAE/…``."""
     path = address.removeprefix("detectron2://").split("?")[0]
     file = folder / "cache/fvcore/detectron2" / path
-    net = config.MODEL.VIT if isinstance(config, CfgNode) else config.model.backbone.net
-    depth = net.DEPTH if isinstance(config, CfgNode) else net.depth
+    net = cfg.MODEL.VIT if isinstance(cfg, CfgNode) else cfg.model.backbone.net
+    depth = net.DEPTH if isinstance(cfg, CfgNode) else net.depth
     # one name, whatever the depth that a command was shortened to
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": _timm_weights("vit_base_patch16_224.mae", num_classes=0, depth=depth)}, file)
 
 
-def _write_detector(path: Path, config: DictConfig | CfgNode) -> None:
+def _write_detector(path: Path, cfg: DictConfig | CfgNode) -> None:
     """A checkpoint of a whole model."""
     if path.exists():
         return
     torch.manual_seed(0)
-    if isinstance(config, CfgNode):
-        model = build_model(config)
+    if isinstance(cfg, CfgNode):
+        model = build_model(cfg)
     else:
-        for net in _vits(config.model):
+        for net in _vits(cfg.model):
             net.pretrained, net.checkpoint = False, ""
-        model = instantiate(config.model)
+        model = instantiate(cfg.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": model.state_dict()}, path)

@@ -21,7 +21,7 @@ from torch.distributed.run import get_args_parser
 
 import lift_det.cli
 import lift_det.engine
-from lift_det.engine.trained_model import read_config
+from lift_det import config
 from tests.docs.commands import ROOT
 from tests.docs.sandbox import Sandbox
 
@@ -174,11 +174,7 @@ def _read_config(arguments: Mapping[str, Any]) -> None:
     for options in arguments.get("args", ()):
         path = getattr(options, "config_file", "")
         if path:
-            cfg = read_config(path)
-            if path.endswith(".py"):
-                cfg = lift_det.cli.arguments.apply_overrides(cfg, options.opts)
-            else:
-                cfg.merge_from_list(options.opts)
+            config.load(path, options.opts)
 
 
 def _run_python(arguments: Sequence[str]) -> None:

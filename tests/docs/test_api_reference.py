@@ -1,4 +1,4 @@
-"""`make docs` makes a page for lift_det and each of its rooms, on which every public name stands with its docstring."""
+"""`make docs` makes a page for lift_det and each of its packages, with every public name and its docstring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.docs.commands import ROOT
 
 # lift_det.cli is described by `lift-det --help`
-ROOMS = [
+PACKAGES = [
     "lift_det",
     *(
         f"lift_det.{path.parent.name}"
@@ -26,9 +26,9 @@ ROOMS = [
 ]
 
 
-def public(room: str) -> dict[str, object]:
-    """What a room offers, but for other rooms."""
-    module = importlib.import_module(room)
+def public(package: str) -> dict[str, object]:
+    """The public names of a package, without modules."""
+    module = importlib.import_module(package)
     names = {name: getattr(module, name) for name in module.__all__}
     return {name: value for name, value in names.items() if not isinstance(value, ModuleType)}
 
@@ -47,15 +47,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def page(pages: Path, room: str) -> str:
-    return (pages / f"{room.replace('.', '/')}.html").read_text(encoding="utf-8")
+def page(pages: Path, package: str) -> str:
+    return (pages / f"{package.replace('.', '/')}.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_has_a_docstring(room: str) -> None:
-    assert importlib.import_module(room).__doc__
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_has_a_docstring(package: str) -> None:
+    assert importlib.import_module(package).__doc__
     bare = []
-    for name, value in public(room).items():
+    for name, value in public(package).items():
         if inspect.isclass(value) or inspect.isfunction(value):
             # of its own: that of a parent says what the parent does, and a dataclass gets its signature
             docstring = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
@@ -64,12 +64,12 @@ def test_every_public_name_has_a_docstring(room: str) -> None:
     assert not bare
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_is_on_the_page_with_its_docstring(pages: Path, room: str) -> None:
-    text = page(pages, room)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_on_the_page_with_its_docstring(pages: Path, package: str) -> None:
+    text = page(pages, package)
     sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', text, re.DOTALL))
-    assert list(sections) == list(public(room))
-    for name, value in public(room).items():
+    assert list(sections) == list(public(package))
+    for name, value in public(package).items():
         if inspect.isclass(value) or inspect.isfunction(value):
             shown = re.search(r'<div class="docstring">(.*?)</div>', sections[name], re.DOTALL)
             assert shown, name
@@ -80,19 +80,21 @@ def test_every_public_name_is_on_the_page_with_its_docstring(pages: Path, room: 
 
 def test_docstrings_are_rendered(pages: Path) -> None:
     """No role and no mark of reStructuredText is left as it was typed; sections and cross-references are there."""
-    for room in ROOMS:
-        for shown in re.findall(r'<div class="docstring">(.*?)</div>', page(pages, room), re.DOTALL):
+    for package in PACKAGES:
+        for shown in re.findall(r'<div class="docstring">(.*?)</div>', page(pages, package), re.DOTALL):
             raw = re.sub(r"<(pre|code)\b.*?</\1>", "", shown, flags=re.DOTALL)
-            assert not re.search(r":[a-z]+:`|`|::|^\s*(Args|Returns|Raises):", raw, re.MULTILINE), f"{room}: {shown}"
+            assert not re.search(r":[a-z]+:`|`|::|^\s*(Args|Returns|Raises):", raw, re.MULTILINE), f"{package}: {shown}"
     modeling = page(pages, "lift_det.modeling")
-    assert "<h6" in modeling and '<a href="#check_lift">' in modeling
+    assert "<h6" in modeling and '<a href="#build_upsampler">' in modeling
     # a block of code after `::`
     assert re.search(r"In a config:\s*</p>\s*<pre><code>train\.hooks", page(pages, "lift_det.engine"))
 
 
-def test_every_room_is_found_from_the_first_page(pages: Path) -> None:
+def test_every_package_is_found_from_the_first_page(pages: Path) -> None:
     assert "lift_det.html" in (pages / "index.html").read_text(encoding="utf-8")
     first = page(pages, "lift_det")
-    for room in ROOMS[1:]:
-        assert f'href="{room.replace(".", "/")}.html"' in first
-    assert {path.stem for path in (pages / "lift_det").iterdir()} == {room.split(".")[1] for room in ROOMS[1:]}
+    for package in PACKAGES[1:]:
+        assert f'href="{package.replace(".", "/")}.html"' in first
+    # and lift_det.config, a module that lift_det names
+    there = {path.stem for path in (pages / "lift_det").iterdir()}
+    assert there == {"config", *(package.split(".")[1] for package in PACKAGES[1:])}

@@ -9,8 +9,8 @@ import torch
 from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig
 
+from lift_det import config as implementation
 from lift_det import model_zoo
-from lift_det.model_zoo import model_zoo as implementation
 
 CHECKOUT_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -27,7 +27,7 @@ model = L(nn.Conv2d)(in_channels=1, out_channels=2, kernel_size=1)
 @pytest.fixture
 def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package folder with configs of its own, in place of lift_det's."""
-    folder = tmp_path / "package" / "configs"
+    folder = tmp_path / "package" / "model_zoo" / "configs"
     for name, text in {
         "common/train.py": "train = dict(init_checkpoint='', device='cpu')\n",
         "COCO/conv.py": CONV_CONFIG,
@@ -77,7 +77,7 @@ def test_saved_config_is_the_same_config(tmp_path: Path) -> None:
     assert not Path(path + ".pkl").exists()
     saved = LazyConfig.load(path)
     assert saved.train == config.train
-    assert saved.model.backbone.lift._target_.rsplit(".", 1)[-1] == "LiFT"
+    assert saved.model.backbone.lift._target_.rsplit(".", 1)[-1] == "LazyUpsampler"
 
 
 def test_names(configs: Path) -> None:
@@ -96,13 +96,14 @@ def test_names(configs: Path) -> None:
 
 def test_package_configs_come_before_the_checkouts(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # <checkout>/lift_det/model_zoo with configs inside, as in a wheel, and <checkout>/configs
-    package = configs.parent / "checkout" / "lift_det" / "model_zoo"
-    (package / "configs").mkdir(parents=True)
-    in_checkout = package.parents[1] / "configs"
+    package = configs.parent / "checkout" / "lift_det"
+    in_package = package / "model_zoo" / "configs"
+    in_package.mkdir(parents=True)
+    in_checkout = package.parent / "configs"
     in_checkout.mkdir()
     monkeypatch.setattr(implementation, "_PACKAGE_FOLDER", package)
-    assert implementation._configs_folder() == package / "configs"
-    (package / "configs").rmdir()
+    assert implementation._configs_folder() == in_package
+    in_package.rmdir()
     assert implementation._configs_folder() == in_checkout
     in_checkout.rmdir()
     with pytest.raises(model_zoo.ConfigNotFoundError, match="incomplete"):

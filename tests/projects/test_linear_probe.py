@@ -15,10 +15,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from safetensors.torch import save_file
 
-from lift_det import LiFT, TimmViT
+from lift_det import LiFT, TimmViT, save_lift
 from lift_det.data import DatasetError, write_synthetic_coco
 from lift_det.data.synthetic_coco import draw_synthetic_image
-from lift_det.modeling.lift import save_lift
 from projects.linear_probe.__main__ import main, parse_arguments
 from projects.linear_probe.compare import compare
 from projects.linear_probe.figures import (
@@ -320,7 +319,7 @@ def test_command_line(splits: tuple[str, str], tmp_path: Path, capsys: pytest.Ca
     net = TimmViT("test_vit")
     save_file(net.vit.state_dict(), tmp_path / "vit.safetensors")
     save_lift(LiFT(64, 16, residual=False), tmp_path / "plain.safetensors")  # says of no ViT that it is for it
-    save_lift(LiFT(64, 16), tmp_path / "own.safetensors", net.settings())
+    save_lift(LiFT(64, 16), tmp_path / "own.safetensors", net.feature_spec().to_metadata())
     argv = ["--backbone", "test_vit", "--checkpoint", str(tmp_path / "vit.safetensors")]
     argv += ["--train", splits[0], "--val", splits[1], "--limit", "2", "--seeds", "1", "--iterations", "3"]
     argv += ["--input-size", "64", "--label-size", "128", "--lift", f"plain={tmp_path / 'plain.safetensors'}"]
@@ -364,7 +363,11 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path: Path, splits: tuple
         (dict(label_size=256), {}, "crops have 128 pixels, not 256"),
         (dict(seeds=0), {}, "seeds.*must be at least 1"),
         ({}, {"bilinear": LiFT(64, 16)}, "call this LiFT otherwise"),
-        ({}, {"other": LiFT(64, 14)}, "'other' is for 64 channels and patches of 14 pixels, the ViT has 64 and 16"),
+        (
+            {},
+            {"other": LiFT(64, 14)},
+            "'other': LiFT is for 64 channels and patches of 14 pixels, the ViT has 64 and 16",
+        ),
     ],
 )
 def test_what_does_not_belong_together(
@@ -407,7 +410,7 @@ def test_lift_of_another_vit_is_refused(other: str, message: str, tmp_path: Path
     """Of the same width and patch size, so that it would run: another network, and other weights."""
     torch.manual_seed(0)
     save_file(TimmViT("test_vit").vit.state_dict(), tmp_path / "vit.safetensors")
-    save_lift(LiFT(64, 16), tmp_path / "lift.safetensors", TimmViT(other).settings())
+    save_lift(LiFT(64, 16), tmp_path / "lift.safetensors", TimmViT(other).feature_spec().to_metadata())
     argv = ["--backbone", "test_vit", "--checkpoint", str(tmp_path / "vit.safetensors"), "--output", str(tmp_path)]
     argv += ["--lift", f"lift={tmp_path / 'lift.safetensors'}"]
     with pytest.raises(SystemExit, match=rf"(?s)error: .*lift\.safetensors was trained on other features.*{message}"):

@@ -47,8 +47,10 @@ def build_upsampler(
         raise ValueError(
             f"The upsampler '{upsampler.name}' has no setting {', '.join(unknown)}: it has {[*arguments]}."
         )
-    sizes = {"in_channels": in_channels, "patch_size": patch_size}
-    return upsampler(**{key: value for key, value in sizes.items() if key in arguments}, **settings)
+    for size, value in (("in_channels", in_channels), ("patch_size", patch_size)):
+        if size in arguments and value is not None:
+            settings[size] = value
+    return upsampler(**settings)
 
 
 class LazyUpsampler:
