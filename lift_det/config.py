@@ -46,13 +46,16 @@ def load(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Dict
     Raises:
         ConfigNotFoundError: there is no such file, and no shipped config of that name.
         OverrideError: an override that cannot be read or applied.
-        ValueError: the file is no config.
+        ValueError: the file is no config, or one of yacs with a key that there is not.
     """
     path = find_config(name_or_path)
     if _is_yacs(path):
         cfg = get_cfg()
         add_lift_config(cfg)
-        cfg.merge_from_file(path)
+        try:
+            cfg.merge_from_file(path)
+        except KeyError as error:  # as yacs says it
+            raise ValueError(f"'{path}' cannot be read: {error.args[0]}.") from error
         return apply_overrides(cfg, overrides)
     cfg = LazyConfig.load(path)
     if not isinstance(cfg, DictConfig):

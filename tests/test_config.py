@@ -10,7 +10,7 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig
 
-from lift_det import cli, config, model_zoo
+from lift_det import BilinearUpsample, LiFT, LiFTPlus, cli, config, model_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 LAZY = "quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
@@ -52,6 +52,9 @@ def test_yaml_files_of_both_kinds(tmp_path: Path) -> None:
     assert config.load(path).SOLVER.MAX_ITER == 9
     LazyConfig.save(config.load(LAZY), str(path))
     assert isinstance(config.load(path), DictConfig)
+    path.write_text("MODEL:\n  LIFT:\n    POOL: 3\n")
+    with pytest.raises(ValueError, match="config.yaml' cannot be read: Non-existent config key: MODEL.LIFT.POOL"):
+        config.load(path)
     path.write_text("- 1\n- 2\n")
     with pytest.raises(ValueError, match="config.yaml' is no config"):
         config.load(path)
@@ -120,6 +123,50 @@ def test_a_saved_config_loads_again_and_still_follows_its_keys(tmp_path: Path) -
     assert cfg.train.max_iter == 92188 and cfg.train.epochs == 50
     assert config.load(path, ["train.epochs=25"]).train.max_iter == 46094
     instantiate(cfg.lr_multiplier)
+
+
+EARLIER = """
+model:
+  _target_: lift_det.LiFTFeaturePyramid
+  in_feature: last_feat
+  input_scale: {input_scale}
+  lift: {lift}
+  net: {{_target_: lift_det.ViT, depth: 1, embed_dim: 32, img_size: 64, num_heads: 2, patch_size: 8}}
+  out_channels: 16
+  scale_factors: {scale_factors}
+  steps: 1
+"""
+LIFT = (
+    "{{_target_: lift_det.LiFT, checkpoint: '', in_channels: '${{..net.embed_dim}}', keep_length: {}, network: {}, "
+    "norm: BN, normalize: {}, patch_size: '${{..net.patch_size}}', pool: {}, residual: {}}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("input_scale", "lift", "scale_factors", "kind", "settings"),
+    [
+        (1.0, LIFT.format("false", "paper", "false", 0, "false"), [1.0, 0.5, 0.25, 0.125], LiFT, {"residual": False}),
+        (0.5, LIFT.format("true", "paper", "false", 0, "true"), [2.0, 1.0, 0.5, 0.25], LiFT, {"keep_length": True}),
+        (0.5, LIFT.format("true", "trunk", "true", 3, "true"), [2.0, 1.0, 0.5, 0.25], LiFTPlus, {"network": "trunk"}),
+        (
+            0.5,
+            LIFT.format("false", "paper", "false", 5, "true"),
+            [2.0, 1.0, 0.5, 0.25],
+            LiFTPlus,
+            {"network": "paper", "pool": 5, "normalize": False, "keep_length": False},
+        ),
+        (1.0, "{_target_: lift_det.BilinearUpsample}", [1.0, 0.5, 0.25, 0.125], BilinearUpsample, {}),
+        (1.0, "null", [2.0, 1.0, 0.5, 0.25], type(None), {}),
+    ],
+)
+def test_a_config_of_an_earlier_training_is_read(input_scale, lift, scale_factors, kind, settings, tmp_path) -> None:
+    """As trainings saved it when LiFT was one class with a key for each of its kinds, and the pyramid had factors."""
+    path = tmp_path / "config.yaml"
+    path.write_text(EARLIER.format(input_scale=input_scale, lift=lift, scale_factors=scale_factors))
+    pyramid = instantiate(config.load(path).model)
+    assert [shape.stride for shape in pyramid.output_shape().values()] == [4, 8, 16, 32]
+    assert type(pyramid.lift) is kind
+    assert settings.items() <= (pyramid.lift.settings() if pyramid.lift is not None else {}).items()
 
 
 @pytest.mark.parametrize(

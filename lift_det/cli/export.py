@@ -64,9 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     features.add_argument("--num-heads", type=int, help="of a CHECKPOINT, where timm's architecture has others")
     _add_lift_arguments(features)
     features.add_argument("--layer", type=int, help="the ViT's block, from 0 (what the LiFT was trained on)")
-    features.add_argument(
-        "--facet", choices=("token", "key", "query", "value"), help="of it (the LiFT's)"
-    )
+    features.add_argument("--facet", choices=("token", "key", "query", "value"), help="of it (the LiFT's)")
     features.add_argument("--steps", type=int, default=1, help="how often the map is doubled (1)")
     _add_file_arguments(features)
     features.set_defaults(run=run, build=_features)

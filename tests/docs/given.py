@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import timm
@@ -140,7 +142,8 @@ def _config(folder: Path, argv: Sequence[str], named: dict[str, str]) -> DictCon
     """The config that a command names, with its overrides; None if it names none or it is not made yet."""
     candidates = [word for word in argv if word.startswith(("COCO/", "LiFT/", "quick_schedules/"))]
     for name in [named["--config-file"]] if "--config-file" in named else candidates:
-        cfg = config.load(folder / name if (folder / name).is_file() else name)
+        with mock.patch.object(sys, "path", [str(folder), *sys.path]):  # for what a reader's config imports
+            cfg = config.load(folder / name if (folder / name).is_file() else name)
         if isinstance(cfg, CfgNode):
             keys = [i for i, word in enumerate(argv) if re.fullmatch(r"[A-Z_]+(\.[A-Z_]+)*", word)]
             return config.apply_overrides(cfg, [word for i in keys for word in argv[i : i + 2]])

@@ -1,4 +1,4 @@
-"""BatchNorm made common to all processes; that it then trains as one process does is in test_lift_training.py."""
+"""BatchNorm made common to all processes; tests/engine/test_lift_training.py trains with it as one process does."""
 
 import pytest
 import torch
