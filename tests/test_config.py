@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -201,6 +203,23 @@ def test_the_default_schedule_is_vitdets() -> None:
     near = [*range(300), *(i for step in (163889, 177546) for i in range(step - 200, step + 200)), 184374, 184375]
     assert [new(i / 184375) for i in near] == [old(i / 184375) for i in near]
     assert [i for i in near[1:] if i > 300 and new(i / 184375) < new((i - 1) / 184375)] == [163889, 177546]
+
+
+def test_detectron2s_own_tool_reads_a_saved_config(tmp_path: Path) -> None:
+    """It imports no lift_det, and saves what it has read before it builds anything."""
+    for name, iterations in ((COCO, 184375), ("LiFT/lift_dino_vits16", 18438)):
+        path = tmp_path / "config.yaml"
+        LazyConfig.save(config.load(name), str(path))
+        source = (
+            "import sys\n"
+            "from detectron2.config import LazyConfig\n"
+            f"cfg = LazyConfig.load({str(path)!r})\n"
+            f"LazyConfig.save(cfg, {str(tmp_path / 'again.yaml')!r})\n"
+            "print(cfg.train.max_iter)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout == f"{iterations}\n", done.stderr
+        assert config.load(tmp_path / "again.yaml").train.max_iter == iterations
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
+from lift_det.config import iterations
 from lift_det.engine import LayerDecay, get_optimizer_params
 
 from ..common.data.coco_loader_lsj import dataloader
@@ -16,6 +17,7 @@ train.init_checkpoint = "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_ba
 
 train.epochs = 100
 train.epoch_images = 118000
+train.iterations_from_epochs = iterations  # so that a saved config.yaml brings what the next line calls
 train.max_iter = "${lift_det.iterations:${train.epochs},${train.epoch_images},${dataloader.train.total_batch_size}}"
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(

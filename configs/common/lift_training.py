@@ -9,6 +9,7 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import OmegaConf
 
+from lift_det.config import iterations
 from lift_det.data import ImageFolder, build_image_folder_loader
 from lift_det.engine import ClippedAdamW
 from lift_det.evaluation import ReconstructionEvaluator
@@ -61,6 +62,7 @@ optimizer.weight_decay = 0.05
 train = model_zoo.get_config("common/train.py").train
 train.epochs = 5
 train.epoch_images = 118000
+train.iterations_from_epochs = iterations  # so that a saved config.yaml brings what the next line calls
 train.max_iter = "${lift_det.iterations:${train.epochs},${train.epoch_images},${dataloader.train.total_batch_size}}"
 train.seed = 0  # of the first weights, and of which image is seen when and how
 train.amp.enabled = True

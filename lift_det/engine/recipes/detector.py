@@ -230,7 +230,7 @@ def fit_schedule(
         lines.append(f"{iterations} iterations of {batch_size} images: {iterations * batch_size / num_images:g} epochs")
     loader.total_batch_size = batch_size
     cfg.train.max_iter = iterations
-    for name in ("epochs", "epoch_images"):  # which the config had derived its length from
+    for name in ("epochs", "epoch_images", "iterations_from_epochs"):  # which the config had derived its length from
         cfg.train.pop(name, None)
 
     old_rate = cfg.optimizer.lr

@@ -83,8 +83,10 @@ class LazyUpsampler:
         return self if self.name or self.checkpoint else LazyUpsampler(name, **self.settings)
 
     def build(self, in_channels: int | None, patch_size: int | None) -> FeatureUpsampler:
-        """See :func:`build_upsampler`."""
-        return build_upsampler(self.name, in_channels, patch_size, checkpoint=self.checkpoint, **self.settings)
+        """See :func:`build_upsampler`. Sizes that are stated here go before the ViT's, which then refuses others."""
+        stated = {key: value for key, value in self.settings.items() if value is not None}
+        sizes = {"in_channels": in_channels, "patch_size": patch_size}
+        return build_upsampler(self.name, checkpoint=self.checkpoint, **{**sizes, **stated})
 
 
 class FeatureSource(Protocol):

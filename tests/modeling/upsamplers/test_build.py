@@ -37,6 +37,16 @@ def test_lazy_is_built_for_the_features_and_told_which_they_are():
     assert fit_upsampler(None, SPEC) is None
 
 
+def test_stated_sizes_have_to_be_the_vits(tmp_path):
+    assert fit_upsampler(LazyUpsampler(in_channels=16), SPEC).in_channels == 16
+    for stated in (dict(in_channels=32), dict(patch_size=8)):
+        with pytest.raises(ValueError, match="the ViT has 16 and 14"):
+            fit_upsampler(LazyUpsampler(**stated), SPEC)
+    save_lift(LiFTPlus(16, 14), tmp_path / "lift.safetensors")
+    with pytest.raises(CheckpointError, match="stated in_channels=32, in the file in_channels=16"):
+        fit_upsampler(LazyUpsampler(checkpoint=tmp_path / "lift.safetensors", in_channels=32), SPEC)
+
+
 def test_checkpoint_is_all_that_a_trained_one_needs(tmp_path):
     path = tmp_path / "lift.safetensors"
     save_lift(LiFTPlus(16, 14, pool=5, normalize=False), path, SPEC.to_metadata())
