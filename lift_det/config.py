@@ -144,7 +144,10 @@ def _upgrade(node: DictConfig | ListConfig) -> None:
             node.pop(key)
     elif node.get("_target_") == "lift_det.LiFTFeaturePyramid" and "scale_factors" in node:
         lift = node.get("lift")
-        patch_size = node.net.patch_size if lift is None or "patch_size" not in lift else lift.patch_size
+        if lift is not None and "patch_size" in lift:
+            patch_size = lift.patch_size
+        else:  # a timm name has it in it
+            patch_size = node.net.get("patch_size") or int(re.search(r"patch(\d+)", node.net.name)[1])
         stride = patch_size / node.input_scale / (1 if lift is None else 2**node.steps)
         node.level_strides = [round(stride / scale) for scale in node.pop("scale_factors")]
 
@@ -185,7 +188,7 @@ def iterations(epochs: float, epoch_images: int, batch_size: int) -> int:
 
     Configs call it as ``${lift_det.iterations:…}``, so that ``train.epochs=50`` or another batch size is one key.
     """
-    return math.ceil(epochs * epoch_images / batch_size)
+    return math.ceil(round(epochs * epoch_images / batch_size, 6))  # 1.1 · 100 is a little more than 110
 
 
 OmegaConf.register_new_resolver("lift_det.iterations", iterations, replace=True)

@@ -171,6 +171,15 @@ def test_a_config_of_an_earlier_training_is_read(input_scale, lift, scale_factor
     assert settings.items() <= (pyramid.lift.settings() if pyramid.lift is not None else {}).items()
 
 
+def test_an_earlier_control_over_timms_vit_is_read(tmp_path) -> None:
+    net = "{_target_: lift_det.TimmViT, name: vit_tiny_patch16_224, pretrained: false, depth: 1}"
+    text = EARLIER.format(input_scale=1.0, lift="{_target_: lift_det.BilinearUpsample}", scale_factors=[2.0, 1.0])
+    lines = [f"  net: {net}" if line.startswith("  net:") else line for line in text.splitlines()]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    pyramid = instantiate(config.load(tmp_path / "config.yaml").model)
+    assert [shape.stride for shape in pyramid.output_shape().values()] == [4, 8]
+
+
 @pytest.mark.parametrize(
     ("overrides", "iterations"),
     [

@@ -8,11 +8,13 @@ import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 
 from lift_det import config
-from lift_det.checkpoint import CheckpointError
+from lift_det.checkpoint import CheckpointError, read_state_dict
+from lift_det.modeling import LazyUpsampler
 
 from .checkpointer import Checkpointer
 
@@ -112,7 +114,7 @@ def build_without_weights(cfg: DictConfig | CfgNode, weights: str | os.PathLike 
     Args:
         cfg: a LazyConfig's or yacs's; not changed.
         weights: where the config names a trained LiFT's file, the checkpoint from which its architecture is read in
-            the file's place.
+            the file's place, if the checkpoint says it.
 
     Raises:
         ValueError: the config describes no model.
@@ -123,7 +125,8 @@ def build_without_weights(cfg: DictConfig | CfgNode, weights: str | os.PathLike 
         cfg.MODEL.DEVICE = str(torch.get_default_device())
         if "LIFT" in cfg.MODEL:  # add_lift_config has been called
             cfg.MODEL.VIT.CHECKPOINT, cfg.MODEL.VIT.PRETRAINED = "", False
-            cfg.MODEL.LIFT.CHECKPOINT = cfg.MODEL.LIFT.CHECKPOINT and (weights or cfg.MODEL.LIFT.CHECKPOINT)
+            if cfg.MODEL.LIFT.CHECKPOINT and _say_their_lift(weights):
+                cfg.MODEL.LIFT.CHECKPOINT = weights
         return build_model(cfg)
     if "model" not in cfg:
         raise ValueError(f"The config describes no model: it has {list(cfg)}.")
@@ -136,11 +139,22 @@ def _start_from_nothing(node: DictConfig, weights: str) -> None:
     """Takes the weights that a training starts from out of the config of a model."""
     for key in list(node):
         value = node._get_node(key)
-        if key == "lift" and isinstance(value, DictConfig) and value.get("checkpoint"):
-            value.checkpoint = weights or value.checkpoint
+        if isinstance(value, DictConfig) and _is_lazy_upsampler(value):
+            if value.checkpoint and _say_their_lift(weights):
+                value.checkpoint = weights
         elif isinstance(value, DictConfig):
             _start_from_nothing(value, weights)
         elif key == "pretrained":
             node[key] = False
         elif key == "checkpoint":
             node[key] = ""
+
+
+def _is_lazy_upsampler(node: DictConfig) -> bool:
+    target = node.get("_target_")
+    return (locate(target) if isinstance(target, str) else target) is LazyUpsampler
+
+
+def _say_their_lift(weights: str) -> bool:
+    """Whether a checkpoint says which kind of LiFT is in it; a converted one may not."""
+    return bool(weights) and not {"upsampler", "patch_size"}.isdisjoint(read_state_dict(weights)[1])

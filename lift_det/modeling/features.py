@@ -83,8 +83,8 @@ class FeatureExtractor(Backbone):
         super().__init__()
         if not isinstance(net, PlainViT):
             raise ValueError(
-                f"FeatureExtractor takes a lift_det.TimmViT or a lift_det.ViT (which is detectron2's), not a "
-                f"{type(net).__module__}.{type(net).__name__}."
+                "FeatureExtractor takes a lift_det.modeling.PlainViT, such as lift_det.TimmViT and lift_det.ViT (which "
+                f"is detectron2's), not a {type(net).__module__}.{type(net).__name__}."
             )
         if steps < 0:
             raise ValueError(f"steps={steps}: expected 0 or more doublings of the map.")
@@ -139,19 +139,20 @@ class FeatureExtractor(Backbone):
         """Images as the ViT takes them.
 
         Args:
-            images: (N, 3, H, W), RGB, 0 to 255.
+            images: (N, 3, H, W), RGB, 0 to 255, of any dtype.
 
         Returns:
-            The same, normalised, in the ViT's order of channels and on its device.
+            The same, normalised, in the ViT's order of channels, dtype and device.
 
         Raises:
             ValueError: nobody says the statistics of the ViT's images.
         """
         if self.pixel_mean is None or self.pixel_std is None:
             raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
-        images = images.to(next(self.net.parameters()).device)
+        parameter = next(self.net.parameters())
+        images = images.to(parameter.device, torch.float32)
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std))
-        images = (images - mean) / std
+        images = ((images - mean) / std).to(parameter.dtype)
         return images.flip(1) if self.input_format == "BGR" else images
 
     @classmethod

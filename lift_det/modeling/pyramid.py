@@ -80,6 +80,10 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         """
         super(SimpleFeaturePyramid, self).__init__()  # upstream's own __init__ knows only the factors 4, 2, 1 and 0.5
         shape = net.output_shape()[in_feature]
+        if steps < 1 or int(steps) != steps or input_scale <= 0:
+            raise ValueError(
+                f"steps={steps}, input_scale={input_scale}: expected one or more whole steps and a positive scale."
+            )
         self.steps = steps if lift is not None else 0
         self.input_scale = input_scale
         self.allow_lift = tuple(allow_lift)
@@ -130,7 +134,9 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         self.train(self.training)
 
     def _frozen(self) -> list[nn.Module]:
-        return ([self.net] if self.freeze_net else []) + ([self.lift] if self.freeze_lift and self.lift else [])
+        return ([self.net] if self.freeze_net else []) + (
+            [self.lift] if self.freeze_lift and self.lift is not None else []
+        )
 
     def train(self, mode: bool = True) -> LiFTFeaturePyramid:
         """As upstream's, but what is frozen stays in evaluation mode: detectron2's trainer calls ``model.train()``."""
@@ -192,7 +198,13 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
             bottom_up = self.net(images)
         features = bottom_up[self.in_feature]
         if self.steps:
-            features = self.lift(x, features, scaled_size(features, self.steps))
+            size = scaled_size(features, self.steps)
+            features = self.lift(x, features, size)
+            if tuple(features.shape[-2:]) != size:
+                raise ValueError(
+                    f"{type(self.lift).__name__} was asked for a map of {size[0]}×{size[1]} and gave one of "
+                    f"{features.shape[-2]}×{features.shape[-1]}: an upsampler has to follow output_size."
+                )
         return bottom_up, features
 
     def _check_size(self, x: Tensor) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, get_cfg
+from detectron2.config import LazyCall, LazyConfig, get_cfg
 from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import save_file
 
-from lift_det import LiFTPlus, Predictor, config, model_zoo, save_lift
+from lift_det import BilinearUpsample, LiFTPlus, Predictor, config, model_zoo, save_lift
 from lift_det.checkpoint import CheckpointError
 from lift_det.engine import load_model, read_output_folder
 from lift_det.engine.trained_model import find_weights
@@ -150,3 +151,30 @@ def test_plain_yacs_configs_of_detectron2(tmp_path: Path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     loaded = load_model(cfg, tmp_path / "model.pth", "cpu")
     assert type(loaded).__name__ == "RetinaNet"
+
+
+def test_a_checkpoint_that_does_not_say_its_lift_leaves_it_to_the_file(tmp_path: Path) -> None:
+    cfg = tiny_config()
+    save_lift(LiFTPlus(32, 8), tmp_path / "lift.safetensors")
+    cfg.model.backbone.lift.checkpoint = str(tmp_path / "lift.safetensors")
+    output = write_output_folder(tmp_path / "output", cfg)
+    weights = torch.load(output / "model_final.pth", weights_only=True)["model"]
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
+    loaded = load_model(cfg, tmp_path / "model.safetensors", "cpu")
+    assert loaded.backbone.lift.settings() == LiFTPlus(32, 8).settings()
+
+
+class Guided(BilinearUpsample):
+    """An upsampler of somebody else, with a checkpoint of its own."""
+
+    def __init__(self, checkpoint: str = "") -> None:
+        super().__init__()
+        assert not checkpoint, "only its own files are for it"
+
+
+def test_other_upsamplers_are_built_without_their_weights(tmp_path: Path) -> None:
+    cfg = tiny_config()
+    cfg.model.backbone.lift = LazyCall(Guided)()
+    output = write_output_folder(tmp_path / "output", cfg)
+    cfg.model.backbone.lift.checkpoint = "guided.pth"
+    assert isinstance(load_model(cfg, output / "model_final.pth", "cpu").backbone.lift, Guided)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, ViT
+from lift_det.modeling import FeatureUpsampler
 
 
 class Patches(Backbone):
@@ -125,6 +126,9 @@ def test_bilinear_and_fresh_lift_agree_and_are_one_line_apart():
         ({"level_strides": ()}, "level_strides"),
         ({"level_strides": (4, 8, 16), "top_block": LastLevelMaxPool()}, "'p5'"),
         ({"square_pad": 1000}, "multiple of 32"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 1.5}, "steps=1.5"),
+        ({"input_scale": 0}, "input_scale=0"),
         ({"lift": LiFT(32, 8)}, "the ViT has 32 and 16"),
         ({"lift": LiFT(64, 16)}, "64 channels.*the ViT has 32"),
         ({"lift": nn.Identity()}, "lift is a Identity; expected a lift_det.modeling.FeatureUpsampler"),
@@ -196,3 +200,24 @@ def test_frozen_lift_passes_gradients_to_the_vit():
     pyramid = _pyramid(freeze_lift=True)
     pyramid(torch.randn(2, 3, 64, 64))["p2"].square().mean().backward()
     assert pyramid.net.proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fast_in_half_precision(dtype):
+    torch.manual_seed(0)
+    pyramid = _pyramid(input_scale=0.5).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = pyramid(x)["p2"]
+    got = pyramid.to(dtype)(x.to(dtype))["p2"]
+    assert got.dtype == dtype
+    assert (got.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_an_upsampler_has_to_follow_output_size():
+    class Doubles(FeatureUpsampler):
+        def forward(self, images, features, output_size=None):
+            return nn.functional.interpolate(features, scale_factor=2)
+
+    assert _pyramid(lift=Doubles())(torch.randn(1, 3, 64, 64))["p2"].shape[-1] == 16
+    with pytest.raises(ValueError, match="asked for a map of 8×8 and gave one of 4×4"):
+        _pyramid(lift=Doubles(), steps=2, input_scale=0.5)(torch.randn(1, 3, 64, 64))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyramid, ViT, load_lift, save_lift
+from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyramid, TimmViT, ViT, load_lift, save_lift
 from lift_det.checkpoint import CheckpointError
 from lift_det.modeling import upsampled_features, whole_patches
 from lift_det.modeling.upsamplers.base import resize
@@ -110,3 +110,15 @@ def test_models_and_vits_that_lack_something():
         FeatureExtractor.of_model(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="statistics"):
         FeatureExtractor(_vit()).normalize(torch.zeros(1, 3, 64, 64))
+
+
+def test_normalize_takes_any_dtype_and_gives_the_vits():
+    net = TimmViT("vit_tiny_patch16_224", depth=1)
+    extractor = FeatureExtractor(net, pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    expected = extractor.normalize(images.float())
+    assert torch.equal(extractor.normalize(images), expected)
+    assert expected[0, 0, 0, 0] == pytest.approx((float(images[0, 0, 0, 0]) - 123.675) / 58.395)
+    half = extractor.half()
+    assert half.normalize(images).dtype == torch.float16
+    assert half(half.normalize(images))["last_feat"].dtype == torch.float16

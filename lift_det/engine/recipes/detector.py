@@ -13,6 +13,8 @@ from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from lift_det import config
+from lift_det.modeling.upsamplers.files import UpsamplerFile
 from lift_det.visualization import PredictionPictures
 
 from ..hooks import BestCheckpoint
@@ -21,6 +23,8 @@ from ..trainer import Trainer
 from .own_data import OwnCoco, check_own_coco, hold_out, own_coco, use_dataset
 
 _MIN_ITERATIONS = 1000
+#: images of an epoch, for configs that state iterations, as all did until November 2026
+_EPOCH_IMAGES = {"coco_2017_train": 118_000, "lift_det_synthetic_train": 1000, "coco_2017_train_overfit8": 8}
 
 
 def fit_config(
@@ -56,12 +60,14 @@ def fit_config(
 
     Raises:
         DatasetError: the data cannot be used as it is.
+        CheckpointError: the file of ``lift`` is missing, or holds no LiFT.
         ValueError: the config is no detector's, it has no place for a LiFT, or a number is wrong.
     """
     if lift is not None:
         place = OmegaConf.select(cfg, "model.backbone.lift")
         if place is None or "checkpoint" not in place:
             raise ValueError("This config's model has no LiFT (model.backbone.lift.checkpoint) that a file could fill.")
+        UpsamplerFile(lift)  # what cannot be read is an error now, not when the model is built
         place.checkpoint = os.path.abspath(lift)
     # in folders of their own: two annotation files may have one name
     train_folder, val_folder = (os.path.join(data_folder, split) for split in ("train", "val"))
@@ -207,6 +213,9 @@ def fit_schedule(
             raise ValueError(f"{name}={value}: expected a positive number.")
     if epochs is not None and iterations is not None:
         raise ValueError(f"epochs={epochs} and iterations={iterations}: the length is said by one of them.")
+    # train.max_iter of the shipped configs follows from train.epochs, and goes on doing so unless iterations are given
+    from_epochs = OmegaConf.is_interpolation(cfg.train, "max_iter")
+    keep_epochs = from_epochs and iterations is None
     loader, old_iterations = cfg.dataloader.train, cfg.train.max_iter
     old_batch = loader.total_batch_size
     batch_size = old_batch if batch_size is None else batch_size
@@ -214,13 +223,13 @@ def fit_schedule(
 
     if iterations is None:
         if epochs is None:
-            of = _epoch_images(cfg)
-            epochs = old_iterations * old_batch / of
+            of = cfg.train.epoch_images if from_epochs else _epoch_images(cfg)
+            epochs = cfg.train.epochs if from_epochs else old_iterations * old_batch / of
             said = f"{epochs:g} epochs as the config ({old_iterations} iterations of {old_batch} in {of} images)"
             least = min(_MIN_ITERATIONS, old_iterations)
         else:
             said, least = f"{epochs:g} epochs", 1
-        iterations = math.ceil(epochs * num_images / batch_size)
+        iterations = config.iterations(epochs, num_images, batch_size)
         lines.append(f"{said} of {num_images} images at batch {batch_size}: {iterations} iterations")
         if iterations < least:
             iterations = least
@@ -229,9 +238,12 @@ def fit_schedule(
     else:
         lines.append(f"{iterations} iterations of {batch_size} images: {iterations * batch_size / num_images:g} epochs")
     loader.total_batch_size = batch_size
-    cfg.train.max_iter = iterations
-    for name in ("epochs", "epoch_images", "iterations_from_epochs"):  # which the config had derived its length from
-        cfg.train.pop(name, None)
+    if keep_epochs:
+        cfg.train.update(epochs=epochs, epoch_images=num_images)
+    else:
+        cfg.train.max_iter = iterations
+        for name in ("epochs", "epoch_images", "iterations_from_epochs"):
+            cfg.train.pop(name, None)
 
     old_rate = cfg.optimizer.lr
     cfg.optimizer.lr = old_rate * batch_size / old_batch if learning_rate is None else learning_rate
@@ -277,13 +289,12 @@ def _class_counts(node: DictConfig | ListConfig, path: str) -> Iterator[str]:
 
 
 def _epoch_images(cfg: DictConfig) -> int:
-    """How many images the config's own training set has."""
-    if cfg.train.get("epoch_images"):
-        return cfg.train.epoch_images
+    """How many images the training set of a config has that states its length in iterations."""
     names = cfg.dataloader.train.dataset.get("names")
+    if names in _EPOCH_IMAGES:
+        return _EPOCH_IMAGES[names]
     if isinstance(names, str) and names in DatasetCatalog:
         return len(DatasetCatalog.get(names))
     raise ValueError(
-        f"The length of an epoch of this config's own data ({names}) is not known: state train.epoch_images in the "
-        "config, or give epochs or iterations."
+        f"The length of an epoch of this config's own data ({names}) is not known: give epochs or iterations."
     )

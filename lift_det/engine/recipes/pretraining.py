@@ -70,12 +70,15 @@ def pretraining_config(
             dataset.holdout = _HOLDOUT
     train = cfg.dataloader.train
     cfg.train.update(output_dir=os.fspath(output), device=device)
-    if steps is not None:
-        cfg.train.max_iter = steps
+    cfg.train.max_iter = steps or cfg.train.max_iter  # a number, which the batch size does not change
+    for name in ("epochs", "epoch_images", "iterations_from_epochs"):
+        cfg.train.pop(name, None)
     if batch_size is not None:
         train.total_batch_size = batch_size
     cfg.train.hooks = [LazyCall(ProgressBar)()]
     cfg = config.apply_overrides(cfg, overrides)
+    if "epochs" in cfg.train:
+        raise ValueError("train.epochs has no effect here: the length is stated in steps (--steps, train.max_iter).")
     cfg.train.output_dir = os.fspath(output)  # where lift.safetensors is read afterwards
     cfg.train.eval_period = cfg.train.max_iter
 

@@ -20,8 +20,9 @@ _POST_NORM = (EvaBlockPostNorm, ResPostBlock)
 class PlainViT(Backbone):
     """A ViT whose features can be taken from any block.
 
-    A new kind of ViT is a subclass with what is abstract here; extractor, pyramid, LiFT's training and export ask for
-    nothing else. Where it derives from another project's ViT, too, this class comes first.
+    A new kind of ViT is a subclass with what is abstract here and, as any detectron2 Backbone, ``forward`` and
+    ``output_shape``; extractor, pyramid, LiFT's training and export ask for nothing else. Where it derives from another
+    project's ViT, too, this class comes first.
 
     Attributes:
         patch_size: pixels, the stride of the map.

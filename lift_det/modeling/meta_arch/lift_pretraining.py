@@ -88,6 +88,8 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         self.objectives = _weights(objectives or {"full_from_half": 1.0, "half_from_quarter": 1.0}, OBJECTIVES)
         self.losses = _weights(losses or {"cosine": 1.0}, _LOSSES)
         net.requires_grad_(False)
+        if lift is None:
+            raise ValueError("LiFT's training needs a lift to train: a FeatureUpsampler, or a LazyUpsampler.")
         if isinstance(lift, LazyUpsampler):
             lift = lift.with_default("lift_plus")
         self.backbone = FeatureExtractor(

@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lift_det.checkpoint import METADATA_KEY
@@ -92,7 +94,7 @@ class FeatureUpsampler(nn.Module, ABC):
         return self(images, features, scaled_size(features, steps))
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that build this upsampler again (JSON types), by name; kept beside its weights."""
+        """The arguments that build this upsampler again (of JSON's types), by name; kept beside its weights."""
         return {}
 
     @property
@@ -126,7 +128,7 @@ class FeatureUpsampler(nn.Module, ABC):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # beside the tensors, where torch keeps module versions: names in the state dict stay what they are
         if hasattr(destination, "_metadata"):
-            facts = {**self.feature_spec.to_metadata(), **settings_to_metadata(self)}
+            facts = {**settings_to_metadata(self), **self.feature_spec.to_metadata()}
             destination._metadata.setdefault(prefix[:-1], {})[METADATA_KEY] = facts
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
@@ -140,11 +142,19 @@ _NOT_IN_CHECKPOINTS = ("weights", "pixel_mean", "pixel_std")
 
 
 def settings_to_metadata(upsampler: FeatureUpsampler) -> dict[str, str]:
-    """The kind and :meth:`FeatureUpsampler.settings` of an upsampler, as strings for a file's metadata."""
-    values = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in upsampler.settings().items()
-    }
-    return {"upsampler": upsampler.name or type(upsampler).__qualname__, **values}
+    """The kind and :meth:`FeatureUpsampler.settings` of an upsampler, as strings for a file's metadata.
+
+    ``settings`` has them as JSON, which is what is read again; each also stands under its own name, for people, unless
+    a :class:`FeatureSpec` has a field of that name.
+    """
+    settings = upsampler.settings()
+    settings = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()}
+    taken = set(vars(FeatureSpec())) - {"in_channels", "patch_size"}
+    single = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items() if k not in taken}
+    # the registered name is this class's, and not one that it inherits
+    registered = UPSAMPLERS.get(upsampler.name) is type(upsampler)
+    name = upsampler.name if registered else type(upsampler).__qualname__
+    return {**single, "upsampler": name, "settings": json.dumps(settings)}
 
 
 def check_inputs(images: Tensor, features: Tensor) -> None:
@@ -178,4 +188,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     smaller = maps.shape[-2] > size[0] or maps.shape[-1] > size[1]
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=smaller)
+    dtype = maps.dtype
+    if smaller and maps.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        maps = maps.float()  # torch has no antialiasing in half precision there
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=smaller).to(dtype)

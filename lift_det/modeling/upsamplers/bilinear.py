@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import FeatureUpsampler, register_upsampler, resize, scaled_size
+from .base import FeatureUpsampler, check_inputs, register_upsampler, resize, scaled_size
 
 
 @register_upsampler("bilinear")
@@ -13,4 +13,5 @@ class BilinearUpsample(FeatureUpsampler):
 
     def forward(self, images: Tensor, features: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """See :meth:`FeatureUpsampler.forward`."""
+        check_inputs(images, features)
         return resize(features, output_size or scaled_size(features))

@@ -125,7 +125,8 @@ def fit_upsampler(
     if not isinstance(lift, FeatureUpsampler):
         raise ValueError(
             f"lift is a {type(lift).__name__}; expected a lift_det.modeling.FeatureUpsampler, a LazyUpsampler, or "
-            "None. lift_det.modeling.ExternalUpsampler takes modules of other projects."
+            "None. ExternalUpsampler takes modules of other projects; lift.compile() compiles one in place; a config "
+            "whose lift is None has no place for a checkpoint: take one with LiFT."
         )
     lift.use_features(spec, allow)
     # reading all weights takes a while, and is for those who compare them

@@ -19,7 +19,8 @@ class ExternalUpsampler(FeatureUpsampler):
 
     AnyUp, whose call is ``upsampler(image, features, output_size)`` and which takes any ViT's features::
 
-        lift = ExternalUpsampler("wimmerth/anyup:anyup")  # torch.hub downloads its code and weights, and runs them
+        # torch.hub downloads its code and weights, and runs them; it asks first, unless trust_repo=True
+        lift = ExternalUpsampler("wimmerth/anyup:anyup", trust_repo=True)
         lift = ExternalUpsampler(anyup_module)  # or a module that you have built and loaded yourself
 
     In a config ``model.backbone.lift = L(ExternalUpsampler)(source="wimmerth/anyup:anyup")``. JAFAR is called the same
@@ -42,7 +43,7 @@ class ExternalUpsampler(FeatureUpsampler):
             arguments: what ``source`` is called with, in its order: ``"image"`` (N, 3, H, W), ``"features"``
                 (N, C, h, w) and ``"output_size"`` (height, width). Without ``"output_size"`` it is given the image
                 resized to that, because such modules upsample to the image's size.
-            hub_arguments: go to the hub's entry.
+            hub_arguments: go to :func:`torch.hub.load` (``trust_repo=True``) and the hub's entry.
 
         Raises:
             ValueError: other arguments, or a text that names no entry of a repository.

@@ -43,13 +43,17 @@ class UpsamplerFile:
         """
         self.path = os.fspath(path)
         state_dict, self.metadata = read_state_dict(path)
-        self.state_dict = _lift_part(state_dict)
-        self._held = _settings_from_names(self.state_dict) | {k: _value(v) for k, v in self.metadata.items()}
-        self.name: str = self._held.get("upsampler") or _name_from_settings(self._held)
+        self.state_dict = _lift_part(state_dict, named="upsampler" in self.metadata)
+        self._held = _settings_from_names(self.state_dict) | _settings_from_metadata(self.metadata)
+        self.name: str = self.metadata.get("upsampler") or _name_from_settings(self._held)
         if self.name not in UPSAMPLERS:
             held = f"an upsampler '{self.name}', which is not registered" if self.name else f"{list(state_dict)[:4]} …"
             raise CheckpointError(f"'{path}' is no LiFT: expected one of {sorted(UPSAMPLERS)}, found {held}.")
-        self._arguments = inspect.signature(UPSAMPLERS[self.name]).parameters
+        self._arguments = {
+            name: argument
+            for name, argument in inspect.signature(UPSAMPLERS[self.name]).parameters.items()
+            if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        }
         self.settings = {name: self._held[name] for name in self._arguments if name in self._held}
 
     def check(self, **stated: Any) -> None:
@@ -89,14 +93,12 @@ class UpsamplerFile:
         """
         self.check(**stated)
         settings = self.settings | {k: v for k, v in stated.items() if k in self._arguments and v is not None}
-        if "keep_length" in self._arguments:
-            settings.setdefault("keep_length", False)  # files from before it could be otherwise do not say it
         kind = UPSAMPLERS[self.name]
         required = [name for name, parameter in self._arguments.items() if parameter.default is parameter.empty]
         unknown = [name for name in (*required, *kind.stated_by_files) if name not in settings]
         if unknown:
             raise CheckpointError(
-                f"'{self.path}' does not say {' and '.join(unknown)}: name what is missing, "
+                f"'{self.path}' does not say {' and '.join(unknown)}: state what is missing, such as "
                 "load_lift(path, patch_size=16, residual=False) for a file of the paper's authors "
                 "(in a config lift.residual=False)."
             )
@@ -122,13 +124,16 @@ class UpsamplerFile:
         upsampler.trained = True
 
 
-def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: bool | None = None) -> FeatureUpsampler:
+def load_lift(
+    path: str | os.PathLike, patch_size: int | None = None, residual: bool | None = None, **settings: Any
+) -> FeatureUpsampler:
     """Loads a trained LiFT, or another registered upsampler; everything about it is read from the file.
 
     Args:
         path: see :class:`UpsamplerFile`.
         patch_size: needed where the file does not say it (the authors' do not).
         residual: needed there, too; the authors' files are ``False``.
+        settings: other arguments of the upsampler's class that the file does not say.
 
     Returns:
         The upsampler, in evaluation mode, with ``.metadata`` as the file had it.
@@ -136,7 +141,7 @@ def load_lift(path: str | os.PathLike, patch_size: int | None = None, residual: 
     Raises:
         CheckpointError: no such file, no upsampler in it, or settings that neither the file nor the caller gives.
     """
-    return UpsamplerFile(path).build(patch_size=patch_size, residual=residual).eval()
+    return UpsamplerFile(path).build(patch_size=patch_size, residual=residual, **settings).eval()
 
 
 def save_lift(lift: FeatureUpsampler, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
@@ -152,12 +157,24 @@ def save_lift(lift: FeatureUpsampler, path: str | os.PathLike, metadata: Mapping
     write_atomically(path, lambda file: file.write(data))
 
 
-def _lift_part(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LiFT's tensors of a state dict: all of it, or what a detector and LiFT's training keep as ``backbone.lift``."""
-    state_dict = strip_prefix(state_dict, "module.")
+def _lift_part(state_dict: Mapping[str, Tensor], named: bool) -> dict[str, Tensor]:
+    """The upsampler's tensors of a state dict: all of it, or what a model keeps as ``backbone.lift``.
+
+    Args:
+        state_dict: of the file.
+        named: whether the file names its kind, and so is none that DataParallel has put ``module.`` into.
+    """
+    state_dict = dict(state_dict) if named else strip_prefix(state_dict, "module.")
+    if not any(name.startswith("backbone.") for name in state_dict):
+        return state_dict
     prefix = "backbone.lift."
-    part = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
-    return part or state_dict
+    return {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+
+
+def _settings_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    if "settings" in metadata:
+        return json.loads(metadata["settings"])
+    return {key: _value(text) for key, text in metadata.items()}  # of files from before November 2026
 
 
 def _settings_from_names(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -182,7 +199,7 @@ def _name_from_settings(settings: Mapping[str, Any]) -> str:
 
 
 def _value(text: str) -> Any:
-    """A setting from a file's metadata: numbers and truth values as such, everything else as text."""
+    """A single value of a file's metadata: numbers and truth values as such, everything else as text."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -29,7 +29,7 @@ class LiFTPlus(LiFT):
     bilinear upsampling. It sees features of one scale, and the lengths of the feature vectors are kept.
     """
 
-    stated_by_files = ()
+    stated_by_files = ("keep_length",)
 
     def __init__(
         self,

@@ -4,9 +4,11 @@ import math
 
 import pytest
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
 from omegaconf import OmegaConf
 
 from lift_det import model_zoo
+from lift_det.config import apply_overrides
 from lift_det.engine.recipes.detector import fit_classes, fit_schedule
 from lift_det.engine.recipes.own_data import OwnCoco, use_dataset
 
@@ -165,3 +167,26 @@ def test_the_config_holds_all_that_its_data_takes() -> None:
         assert (dataset.json_file, dataset.image_root) == ("mine.json", "images")
         assert (list(dataset.thing_classes), list(dataset.category_ids)) == (["c0", "c1"], [3, 10])
     assert cfg.dataloader.evaluator.dataset_name == "mine"
+
+
+def test_epochs_and_batch_can_still_be_overridden() -> None:
+    cfg = model_zoo.get_config(COCO)
+    fit_schedule(cfg, 500, batch_size=4, epochs=40)
+    assert cfg.train.max_iter == 5000
+    assert apply_overrides(cfg, ["train.epochs=3"]).train.max_iter == 375
+    assert apply_overrides(cfg, ["dataloader.train.total_batch_size=8"]).train.max_iter == 188
+    cfg = model_zoo.get_config(COCO)
+    fit_schedule(cfg, 500, batch_size=4, iterations=33)
+    assert apply_overrides(cfg, ["dataloader.train.total_batch_size=8"]).train.max_iter == 33
+
+
+def test_a_config_that_states_iterations_on_its_own_data_counts_those_images() -> None:
+    DatasetCatalog.register("test_own_images", lambda: [{}] * 1000)
+    try:
+        cfg = model_zoo.get_config(COCO)
+        cfg.dataloader.train.dataset.names = "test_own_images"
+        cfg.dataloader.train.total_batch_size, cfg.train.max_iter = 16, 9000
+        fit_schedule(cfg, 500)
+        assert cfg.train.max_iter == 4500  # 144 epochs
+    finally:
+        DatasetCatalog.remove("test_own_images")

@@ -78,3 +78,10 @@ def test_too_few_images_name_the_way_out(tmp_path: Path) -> None:
     folder = write_synthetic_coco(tmp_path, num_train=3, num_val=1) / "train"
     with pytest.raises(ValueError, match="--val"):
         config(folder)
+
+
+def test_the_length_is_in_steps_whatever_the_batch(images: Path) -> None:
+    assert config(images, batch_size=8).train.max_iter == 7000
+    assert config(images, overrides=["train.max_iter=5"]).train.max_iter == 5
+    with pytest.raises(ValueError, match="train.epochs has no effect here"):
+        config(images, overrides=["train.epochs=3"])

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from detectron2.config import LazyCall, instantiate
 from torch import nn
 from torch.testing import assert_close
 
 from lift_det import BilinearUpsample, LiFT, LiFTPlus, load_lift, save_lift
 from lift_det.checkpoint import CheckpointError
-from lift_det.modeling import build_upsampler
+from lift_det.modeling import FeatureSpec, FeatureUpsampler, build_upsampler, register_upsampler
+from lift_det.modeling.upsamplers.base import UPSAMPLERS
 from tests.modeling.deterministic import fill_deterministically
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -218,3 +220,60 @@ def test_metadata_is_text(tmp_path):
         metadata = file.metadata()
     expected = {"upsampler": "lift_plus", "in_channels": "16", "pool": "3", "normalize": "true", "network": "trunk"}
     assert expected.items() <= metadata.items()
+
+
+class Widths(FeatureUpsampler):
+    """An upsampler with settings of every JSON type, one of them named as a field of FeatureSpec."""
+
+    def __init__(self, widths=(1,), mode=None, layer=0, text="16", scale=1.0):
+        super().__init__()
+        self.arguments = dict(widths=widths, mode=mode, layer=layer, text=text, scale=scale)
+        self.module = nn.Linear(2, 2)
+
+    def forward(self, images, features, output_size=None):
+        return features
+
+    def settings(self):
+        return self.arguments
+
+
+@pytest.fixture
+def registered():
+    register_upsampler("test_widths")(Widths)
+    yield
+    del UPSAMPLERS["test_widths"]
+
+
+def test_settings_of_any_registered_class_come_back(registered, tmp_path):
+    settings = dict(widths=[3, 4], mode=None, layer=2, text="16", scale=0.5)
+    upsampler = instantiate(LazyCall(Widths)(**settings))  # lists are OmegaConf's then
+    save_lift(upsampler, tmp_path / "a.safetensors", {"layer": "11", "steps": "7"})
+    loaded = load_lift(tmp_path / "a.safetensors")
+    assert (type(loaded), loaded.settings()) == (Widths, settings)
+    assert torch.equal(loaded.module.weight, upsampler.module.weight)  # its own module is no DataParallel's
+    assert loaded.trained_on.layer == 11
+    # beside the tensors of a checkpoint, too
+    upsampler.use_features(FeatureSpec(layer=11))
+    upsampler.load_state_dict(upsampler.state_dict())
+
+
+def test_a_subclass_does_not_save_under_its_parents_name(tmp_path):
+    class Other(LiFTPlus):
+        pass
+
+    save_lift(Other(16, 14), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="Other', which is not registered"):
+        load_lift(tmp_path / "a.safetensors")
+
+
+def test_kept_lengths_are_never_guessed(tmp_path):
+    torch.save(dict(LiFTPlus(16, 14).state_dict()), tmp_path / "bare.pth")  # without torch's metadata
+    with pytest.raises(CheckpointError, match="does not say patch_size and keep_length"):
+        load_lift(tmp_path / "bare.pth")
+    assert load_lift(tmp_path / "bare.pth", patch_size=14, keep_length=True).keep_length
+
+
+def test_a_detector_without_lift_has_none(tmp_path):
+    torch.save({"model": {"backbone.net.w": torch.zeros(1), "roi_heads.w": torch.zeros(1)}}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="is no LiFT"):
+        load_lift(tmp_path / "model.pth")
