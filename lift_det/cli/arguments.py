@@ -47,6 +47,13 @@ def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str]
     return config.apply_overrides(cfg, overrides), weights
 
 
+def read_lift(arguments: argparse.Namespace) -> Any:
+    """The LiFT of ``--lift``; ``--paper-patch-size`` says what a file of the paper's authors does not."""
+    from lift_det import load_lift
+
+    return load_lift(arguments.lift, arguments.paper_patch_size, False if arguments.paper_patch_size else None)
+
+
 def choose_device(arguments: argparse.Namespace) -> str:
     """``--device``, or a GPU where there is one.
 

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .arguments import UsageError, accept_overrides, add_model_arguments, read_model_arguments
+from .arguments import UsageError, accept_overrides, add_model_arguments, read_lift, read_model_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lift_det.export import Comparison, ExportModule
-    from lift_det.modeling import FeatureUpsampler
 
 _EPILOG = """\
 examples:
@@ -201,14 +200,14 @@ def _report(output: str, results: Sequence[Comparison], facts: Mapping[str, str]
 def _lift(arguments: argparse.Namespace) -> ExportModule:
     from lift_det.export import LiFTModule
 
-    return LiFTModule(_load_lift(arguments))
+    return LiFTModule(read_lift(arguments))
 
 
 def _features(arguments: argparse.Namespace) -> ExportModule:
     from lift_det.export import FeaturesModule
     from lift_det.modeling import FeatureExtractor, find_vit
 
-    lift = _load_lift(arguments)
+    lift = read_lift(arguments)
     trained_on = lift.trained_on
     layer = trained_on.layer if arguments.layer is None else arguments.layer
     facet = arguments.facet or trained_on.facet or "token"
@@ -245,10 +244,3 @@ def _read_image(path: str, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"{path}: {reason}")
     resized = torch.from_numpy(np.array(Image.fromarray(image).resize((size[1], size[0]))))
     return resized.permute(2, 0, 1)[None].float()
-
-
-def _load_lift(arguments: argparse.Namespace) -> FeatureUpsampler:
-    from lift_det.modeling import load_lift
-
-    # the authors' files say neither
-    return load_lift(arguments.lift, arguments.paper_patch_size, False if arguments.paper_patch_size else None)

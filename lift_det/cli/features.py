@@ -8,7 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .arguments import UsageError, accept_overrides, add_model_arguments, read_model_arguments, split_overrides
+from .arguments import (
+    UsageError,
+    accept_overrides,
+    add_model_arguments,
+    read_lift,
+    read_model_arguments,
+    split_overrides,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,17 +117,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _extractor(arguments: argparse.Namespace, overrides: Sequence[str]) -> FeatureExtractor:
     import torch
 
-    from lift_det import FeatureExtractor, load_lift
+    from lift_det import FeatureExtractor
     from lift_det.engine import load_model
     from lift_det.modeling import find_vit
 
     if bool(arguments.backbone) == bool(arguments.folder or arguments.config_file):
         raise UsageError("name one ViT: --backbone NAME|CHECKPOINT, --from DIR, or --config-file CONFIG --weights FILE")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    lift = None
-    if arguments.lift:
-        # the authors' files say neither
-        lift = load_lift(arguments.lift, arguments.paper_patch_size, False if arguments.paper_patch_size else None)
+    lift = read_lift(arguments) if arguments.lift else None
     if not arguments.backbone:
         if any(getattr(arguments, name) is not None for name in ("architecture", "num_heads", "layer", "facet")):
             raise UsageError("--architecture, --num-heads, --layer and --facet belong to --backbone")

@@ -128,6 +128,8 @@ def test_a_trained_lift_is_one_option(
     assert all(torch.equal(value, trained.state_dict()[name].cpu()) for name, value in lift.state_dict().items())
 
     # of another ViT
+    assert main([*command, "--lift", str(tmp_path / "gone.safetensors"), "--check"]) == 1
+    assert "There is no checkpoint at" in capsys.readouterr().err
     save_lift(kind(64, 8), tmp_path / "narrow.safetensors")
     assert main([*command, "--lift", str(tmp_path / "narrow.safetensors")]) == 1
     assert "stated in_channels=128, in the file in_channels=64" in capsys.readouterr().err
