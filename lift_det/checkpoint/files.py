@@ -110,9 +110,9 @@ def _unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, str]]:
         inner, metadata = _unwrap(loaded.get(key))
         if inner:
             return inner, metadata
-    facts = [entry[METADATA_KEY] for entry in getattr(loaded, "_metadata", {}).values() if METADATA_KEY in entry]
+    found = [entry[METADATA_KEY] for entry in getattr(loaded, "_metadata", {}).values() if METADATA_KEY in entry]
     tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    return tensors, dict(facts[0]) if len(facts) == 1 else {}
+    return tensors, dict(found[0]) if len(found) == 1 else {}
 
 
 def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

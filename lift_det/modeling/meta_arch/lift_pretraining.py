@@ -266,8 +266,8 @@ class Reconstructions(list):
     def save_lift(self, path: str | os.PathLike, metadata: Mapping[str, str]) -> None:
         """Writes the LiFT with its settings and ``metadata``, see :func:`lift_det.modeling.save_lift`."""
         model = self._model
-        facts = model.backbone.feature_spec().to_metadata()
-        save_lift(model.lift, path, {**facts, "steps": str(int(model.steps)), **metadata})
+        features = model.backbone.feature_spec().to_metadata()
+        save_lift(model.lift, path, {**features, "steps": str(int(model.steps)), **metadata})
 
 
 def relative_l2(a: Tensor, b: Tensor) -> Tensor:

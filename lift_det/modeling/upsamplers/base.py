@@ -128,12 +128,12 @@ class FeatureUpsampler(nn.Module, ABC):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # beside the tensors, where torch keeps module versions: names in the state dict stay what they are
         if hasattr(destination, "_metadata"):
-            facts = {**settings_to_metadata(self), **self.feature_spec.to_metadata()}
-            destination._metadata.setdefault(prefix[:-1], {})[METADATA_KEY] = facts
+            metadata = {**settings_to_metadata(self), **self.feature_spec.to_metadata()}
+            destination._metadata.setdefault(prefix[:-1], {})[METADATA_KEY] = metadata
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
-        facts = local_metadata.get(METADATA_KEY, {})
-        FeatureSpec.from_metadata(facts).check(self.feature_spec, source="The LiFT in this checkpoint")
+        metadata = local_metadata.get(METADATA_KEY, {})
+        FeatureSpec.from_metadata(metadata).check(self.feature_spec, source="The LiFT in this checkpoint")
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
