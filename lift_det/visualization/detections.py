@@ -36,8 +36,8 @@ def draw_detections(
     Args:
         image: (H, W, 3) uint8 in RGB; not changed.
         instances: on the CPU, with ``pred_boxes`` in pixels of the image and ``pred_classes``. Drawn where they are
-            there: ``scores``, and masks as ``pred_masks`` ((N, H, W) bool) or ``pred_masks_rle`` (COCO's compressed
-            RLE, None for an instance without a mask).
+            there: ``scores``, ``pred_keypoints`` (N, K, 3), and masks as ``pred_masks`` ((N, H, W) bool) or
+            ``pred_masks_rle`` (COCO's compressed RLE, None for an instance without a mask).
         metadata: with ``thing_classes``; colours are ``thing_colors``, or detectron2's palette where there are none.
         enlarge: repeat the pixels of an image whose longer side is below :data:`SMALLEST`, so that names can be read.
         longest: reduce pictures whose longer side is above this many pixels, at most :data:`LARGEST`.
@@ -53,11 +53,15 @@ def draw_detections(
     visualizer = Visualizer(_enlarge(image, factors), metadata, scale)
     boxes = instances.pred_boxes.tensor.numpy() * (factors[::-1] * 2)
     masks = _masks(instances)
+    keypoints = None
+    if instances.has("pred_keypoints"):
+        keypoints = np.asarray(instances.pred_keypoints) * (*factors[::-1], 1)  # x, y, score
     # One at a time, the large ones first, as the visualizer would: of all masks at once it holds whole images.
     for i in np.argsort(-instances.pred_boxes.area().numpy(), kind="stable"):
         visualizer.overlay_instances(
             boxes=boxes[i : i + 1],
             masks=None if masks[i] is None else [_enlarge(_bitmask(masks[i]), factors)],
+            keypoints=None if keypoints is None else keypoints[i : i + 1],
             labels=[_label(instances, i, metadata)],
             assigned_colors=[_colour(int(instances.pred_classes[i]), metadata)],
         )
@@ -123,12 +127,17 @@ def _ground_truth(dataset_dict: dict[str, Any], image_size: tuple[int, int]) -> 
     """The annotations of a dataset dict as :func:`draw_detections` takes them."""
     annotations = dataset_dict.get("annotations", ())
     boxes = [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in annotations]
+    keypoints = {}
+    if numbers := max((len(one.get("keypoints", ())) for one in annotations), default=0):
+        every = [one.get("keypoints") or [0] * numbers for one in annotations]
+        keypoints["pred_keypoints"] = torch.tensor(every, dtype=torch.float32).unflatten(1, (-1, 3))
     return Instances(
         image_size,
         pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
         pred_classes=torch.tensor([one["category_id"] for one in annotations], dtype=torch.int64),
         pred_masks_rle=[_rle(one.get("segmentation"), image_size) for one in annotations],
         is_crowd=[bool(one.get("iscrowd", 0)) for one in annotations],
+        **keypoints,
     )
 
 

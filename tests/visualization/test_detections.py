@@ -190,3 +190,28 @@ def test_the_ground_truth_has_polygons_rle_or_no_masks(tmp_path: Path) -> None:
     assert (truth() == 90).all()
     crowd = truth({"segmentation": compressed, "iscrowd": 1})
     assert 0 < (crowd != polygons).any(-1).mean() < 0.02, "a crowd has it in its name"
+
+
+def test_keypoints_are_drawn_where_they_are_enlarged_too(tmp_path: Path) -> None:
+    points = [50.0, 20.0, 2.0, 0.0, 0.0, 0.0]  # x, y, visibility; the second is not labelled
+    metadata = Metadata(thing_classes=["red", "blue"], keypoint_names=["nose", "tail"], keypoint_connection_rules=[])
+    instances = detections(100, 160, (2, 2, 150, 90), classes=[0])
+    image = np.full((100, 160, 3), 200, np.uint8)
+    without = draw_detections(image, instances, metadata)
+    instances.pred_keypoints = torch.tensor([points]).unflatten(1, (-1, 3))
+    changed = (draw_detections(image, instances, metadata) != without).any(axis=2)
+    rows, columns = changed.nonzero()
+    factor = without.shape[0] // 100
+    assert changed.any() and abs(rows.mean() - 20 * factor) < 3 and abs(columns.mean() - 50 * factor) < 3
+    # and in the ground truth, of which not all need have them
+    box = {"bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = image_with(
+        tmp_path,
+        {**box, "bbox": [2, 2, 150, 90], "keypoints": points},
+        {**box, "bbox": [100, 10, 150, 60]},
+    )
+    empty = Instances((100, 160), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+    empty.pred_classes = torch.zeros(0, dtype=torch.int64)
+    model = nn.Module()
+    model.forward = lambda images: [{"instances": empty}]
+    assert picture_predictions(model, record, metadata, lambda one: one).any()
