@@ -191,4 +191,11 @@ def iterations(epochs: float, epoch_images: int, batch_size: int) -> int:
     return math.ceil(round(epochs * epoch_images / batch_size, 6))  # 1.1 · 100 is a little more than 110
 
 
+def state_iterations(cfg: DictConfig, count: int) -> None:
+    """Makes ``train.max_iter`` a number, which epochs and batch size do not change any more."""
+    cfg.train.max_iter = count
+    for name in ("epochs", "epoch_images", "iterations_from_epochs"):
+        cfg.train.pop(name, None)
+
+
 OmegaConf.register_new_resolver("lift_det.iterations", iterations, replace=True)

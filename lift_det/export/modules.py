@@ -158,13 +158,8 @@ class FeaturesModule(ExportModule):
         """
         super().__init__()
         spec = extractor.feature_spec(weights=False)
-        if spec.pixel_mean is None or spec.pixel_std is None:
-            raise ValueError(
-                "This ViT does not know the statistics of its images: build the FeatureExtractor with pixel_mean and "
-                "pixel_std."
-            )
         self.extractor = extractor
-        self.normalize = _Normalize(spec.pixel_mean, spec.pixel_std, extractor.input_format)
+        self.normalize = _Normalize(*extractor.pixel_statistics(), extractor.input_format)
         self.divisibility = spec.patch_size
         self.min_size = _smallest(extractor.net, spec.patch_size, self.divisibility)
         self.fixed_only = extractor.net.fixed_size_reason

@@ -135,6 +135,16 @@ class FeatureExtractor(Backbone):
             features = self.lift.upsample(images, features, self.steps)
         return {self._out_features[0]: features}
 
+    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """``(pixel_mean, pixel_std)``.
+
+        Raises:
+            ValueError: nobody says them.
+        """
+        if self.pixel_mean is None or self.pixel_std is None:
+            raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
+        return self.pixel_mean, self.pixel_std
+
     def normalize(self, images: Tensor) -> Tensor:
         """Images as the ViT takes them.
 
@@ -147,11 +157,9 @@ class FeatureExtractor(Backbone):
         Raises:
             ValueError: nobody says the statistics of the ViT's images.
         """
-        if self.pixel_mean is None or self.pixel_std is None:
-            raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
         parameter = next(self.net.parameters())
         images = images.to(parameter.device, torch.float32)
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std))
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in self.pixel_statistics())
         images = ((images - mean) / std).to(parameter.dtype)
         return images.flip(1) if self.input_format == "BGR" else images
 

@@ -18,3 +18,13 @@ def fill_deterministically(module: nn.Module) -> None:
                 continue
             values = wave(tuple(tensor.shape), 0.37 + 0.01 * i)
             tensor.copy_(1 + 0.5 * values if name.endswith(("running_var", "norm.weight")) else 0.3 * values)
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Draws every parameter: biases and class tokens start at 0, LayerScale at 1e-5, which hides mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            around_one = ("norm" in name and "weight" in name) or "gamma" in name
+            parameter.copy_(1 + 0.2 * noise if around_one else noise * (0.5 if parameter.ndim < 2 else 0.1))

@@ -22,6 +22,7 @@ from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyrami
 from lift_det.checkpoint import CheckpointError
 from lift_det.engine import Checkpointer
 from lift_det.modeling import LazyUpsampler, LiFTPlus, LiFTPretraining, weights_fingerprint
+from tests.modeling.deterministic import randomise
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 4}
 # timm's name, what makes it small, its prefix tokens
@@ -53,16 +54,6 @@ UPSTREAM = dict(
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Draws every parameter: LayerScale starts at 1e-5 and biases at 0, behind which any mistake would hide."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name and "weight" in name) or "gamma" in name
-            parameter.copy_(1 + 0.2 * noise if around_one else noise * (0.5 if parameter.ndim < 2 else 0.1))
 
 
 def timm_net(kind: str = "vit", seed: int = 0, **kwargs) -> TimmViT:

@@ -241,9 +241,7 @@ def fit_schedule(
     if keep_epochs:
         cfg.train.update(epochs=epochs, epoch_images=num_images)
     else:
-        cfg.train.max_iter = iterations
-        for name in ("epochs", "epoch_images", "iterations_from_epochs"):
-            cfg.train.pop(name, None)
+        config.state_iterations(cfg, iterations)
 
     old_rate = cfg.optimizer.lr
     cfg.optimizer.lr = old_rate * batch_size / old_batch if learning_rate is None else learning_rate
@@ -258,7 +256,7 @@ def fit_schedule(
         units = scheduler.get("num_updates") or scheduler.milestones[-1]
         shares = [step / units - ParamScheduler.WHERE_EPSILON for step in scheduler.milestones]
         steps = [math.ceil(share * iterations) for share in shares]
-        steps = [step for step in steps if step < iterations]  # a short training has no room for the others
+        steps = [step for step in steps if step < iterations]  # a short training ends before the others
         lines.append(f"steps of the learning rate at {steps}" if steps else "no steps of the learning rate")
     if "warmup_length" in multiplier:
         warmup = min(round(multiplier.warmup_length * old_iterations), iterations // 10)

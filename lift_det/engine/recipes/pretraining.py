@@ -70,9 +70,7 @@ def pretraining_config(
             dataset.holdout = _HOLDOUT
     train = cfg.dataloader.train
     cfg.train.update(output_dir=os.fspath(output), device=device)
-    cfg.train.max_iter = steps or cfg.train.max_iter  # a number, which the batch size does not change
-    for name in ("epochs", "epoch_images", "iterations_from_epochs"):
-        cfg.train.pop(name, None)
+    config.state_iterations(cfg, steps or cfg.train.max_iter)
     if batch_size is not None:
         train.total_batch_size = batch_size
     cfg.train.hooks = [LazyCall(ProgressBar)()]

@@ -97,9 +97,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         )
         if comm.get_world_size() > 1:
             synchronise_batchnorm(self.backbone.lift)
-        for name in ("pixel_mean", "pixel_std"):
-            if (values := getattr(self.backbone, name)) is None:
-                raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
+        for name, values in zip(("pixel_mean", "pixel_std"), self.backbone.pixel_statistics(), strict=True):
             self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
         #: training steps so far; in checkpoints, so that a LiFT says how long it was trained
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))

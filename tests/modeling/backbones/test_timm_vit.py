@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lift_det import TimmViT
 from lift_det.checkpoint import CheckpointError
 from lift_det.modeling.backbones import timm_vit
+from tests.modeling.deterministic import randomise
 
 REAL_WEIGHTS = Path("../shared/weights/vit_small_patch14_fp16.safetensors")
 
@@ -39,16 +40,6 @@ every_architecture = pytest.mark.parametrize("kind", list(ARCHITECTURES))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Draws every parameter: LayerScale starts at 1e-5 and class tokens at 0, behind which any mistake would hide."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name and "weight" in name) or "gamma" in name
-            parameter.copy_(1 + 0.2 * noise if around_one else noise * (0.5 if parameter.ndim < 2 else 0.1))
 
 
 def build(kind: str, **kwargs) -> TimmViT:
