@@ -83,17 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(cfg: DictConfig, resume: bool, opts: list[str]) -> None:
     """What each process runs."""
-    from detectron2.engine import default_setup
     from detectron2.utils import comm
 
     from lift_det.engine import do_train
 
-    from .terminal import keep_terminal_clear
+    from .terminal import set_up
 
-    arguments = argparse.Namespace(config_file="", opts=opts, eval_only=False, resume=resume, num_gpus=1)
-    keep_terminal_clear(cfg.train.output_dir)
-    default_setup(cfg, arguments)
-    do_train(arguments, cfg)
+    do_train(set_up(cfg, opts, resume), cfg)
     if comm.is_main_process():
         print(_closing(cfg.train.output_dir))
 

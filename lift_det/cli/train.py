@@ -75,19 +75,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     """What each process runs."""
-    from detectron2.engine import default_setup
     from detectron2.utils import comm
 
     from lift_det.engine import do_train
 
-    from .terminal import keep_terminal_clear
+    from .terminal import set_up
 
     # one process reads and checks the data, the others are told
     cfg = comm.all_gather(_prepare(arguments) if comm.is_main_process() else None)[0]
-    keep_terminal_clear(cfg.train.output_dir)
-    # default_setup asks for these
-    setup = argparse.Namespace(config_file="", opts=arguments.opts, eval_only=False, resume=arguments.resume)
-    default_setup(cfg, setup)
+    setup = set_up(cfg, arguments.opts, arguments.resume)
     with contextlib.redirect_stdout(io.StringIO()):  # COCO's tables; the figures are in metrics.json
         do_train(setup, cfg)
     if comm.is_main_process():

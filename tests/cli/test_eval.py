@@ -39,6 +39,7 @@ def data(tmp_path_factory):
     write_synthetic_coco(root, num_train=1, num_val=4)
     json_file = root / "synthetic" / "annotations" / "instances_val.json"
     register_coco_instances(DATA, {}, str(json_file), str(root / "synthetic" / "val"))
+    DatasetCatalog.get(DATA)  # detectron2 learns the names of the classes here
     yield json_file, root / "synthetic" / "val"
     DatasetCatalog.remove(DATA)
     MetadataCatalog.remove(DATA)
