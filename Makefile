@@ -1,12 +1,12 @@
-# A checkout's set-up and checks, with nothing but Python, a C compiler and the package index.
+# Sets up a checkout and checks it.
 #   make install      .venv with everything; quick when it is already there
 #   make quickstart   the quick start of the README
 #   make test         every test that this machine can run
-#   make test-docs    the documentation's long commands, shortened
+#   make test-docs    the commands of docs/getting_started.md, on small data
 #   make docs         the API reference, output/api/index.html
-#   make lint         ruff, as CI sees it
-# PYTHON is the interpreter that makes the environment, VENV its folder, PYTEST_ARGS what pytest is given besides -q:
-# by default two worker processes, DOCS the folder of the API reference.
+#   make lint         ruff check and ruff format --check
+# Variables: PYTHON, the interpreter that makes the environment; VENV, its folder; PYTEST_ARGS, arguments of pytest
+# (by default two worker processes); DOCS, the folder of the API reference.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
@@ -26,8 +26,8 @@ install: $(INSTALLED)
 $(VENV_PYTHON):
 	$(PYTHON) -m venv $(VENV)
 
-# The stamp is written last, so an installation that broke off is taken up again. An environment made by hand is used
-# as it is: pip leaves alone what already fits.
+# The stamp is written last, so an interrupted installation is repeated. pip keeps what already fits in an existing
+# environment.
 $(INSTALLED): setup.py pyproject.toml constraints.txt tools/install_detectron2.py lift_det/requirements_check.py | $(VENV_PYTHON)
 	$(VENV_PYTHON) -m pip install -c constraints.txt -e '.[dev]'
 	$(VENV_PYTHON) tools/install_detectron2.py
@@ -39,12 +39,10 @@ quickstart: install
 test: install
 	$(VENV_PYTHON) -m pytest -q $(PYTEST_ARGS)
 
-# one after the other, because a command may need what those before it have left
 test-docs: install
-	$(VENV_PYTHON) -m tests.docs.commands
-	$(VENV_PYTHON) -m pytest -q -m docs_long tests/docs --durations=0
+	$(VENV_PYTHON) -m pytest -q -m docs_long tests/docs
 
-# lift_det and its packages; what is in a package is shown there
+# lift_det and its packages, without the modules inside them
 docs: install
 	$(VENV_PYTHON) -m pdoc --docformat google --template-directory docs/api --output-directory $(DOCS) \
 		lift_det lift_det.checkpoint lift_det.layers '!lift_det[.][a-z_]+[.]'

@@ -132,10 +132,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["lift_det", "lift_det.*"]), *CONFIG_PACKAGES],
     package_dir=CONFIG_PACKAGES,
-    package_data={
-        "lift_det.model_zoo": ["measurements.json"],
-        **{name: ["*.yaml"] for name in CONFIG_PACKAGES},
-    },
+    package_data={name: ["*.yaml"] for name in CONFIG_PACKAGES},
     py_modules=["lift_det_cli"],
     install_requires=INSTALL_REQUIRES,
     extras_require={"dev": DEV_REQUIRES, "export": EXPORT_REQUIRES},

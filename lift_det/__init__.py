@@ -1,4 +1,4 @@
-"""lift_det: LiFT (Suri et al., ECCV 2024) in detectron2. Importing it fills detectron2's registries, no more."""
+"""LiFT (Suri et al., ECCV 2024) for detectron2. Importing it registers names in detectron2 and does nothing else."""
 
 from .requirements_check import require_detectron2
 

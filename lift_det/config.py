@@ -1,4 +1,4 @@
-"""Configs by name or path, with overrides: the one way to load one."""
+"""Loads configs by name or path, with overrides."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.utils.registry import locate
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,58 +19,70 @@ from omegaconf.errors import OmegaConfBaseException
 from lift_det.modeling import add_lift_config
 
 CONFIG_SUFFIXES = (".py", ".yaml")
-# common/ holds what configs are made of: no model of its own, so nothing to list.
-_PARTS_FOLDER = "common"
 _PACKAGE_FOLDER = Path(__file__).resolve().parent
-# of yacs, of hydra's grammar, and of detectron2, which knows no deletion (`~key`)
+# raised by yacs, hydra's grammar, and detectron2 (for deletions, `~key`)
 _OVERRIDE_ERRORS = (
     HydraException, OmegaConfBaseException, AssertionError, KeyError, NotImplementedError, ValueError
 )  # fmt: skip
 
+# Old names in a config.yaml of an earlier version: of classes, and of arguments by class.
+_MOVED = {
+    "lift_det.engine.LiFTPretraining": "lift_det.modeling.LiFTPretraining",
+    "lift_det.evaluation.PredictionPictures": "lift_det.visualization.PredictionPictures",
+}
+_LIFT_ARGUMENTS = {"keep_length": "preserve_norm", "normalize": "standardize", "pool": "attention_kernel"}
+_RENAMED_ARGUMENTS = {
+    "FeatureExtractor": {"norm": "final_norm", "allow_lift": "ignore_mismatch"},
+    "GeneralizedRCNN": {"allow_partial": "ignore_mismatch"},
+    "LazyUpsampler": _LIFT_ARGUMENTS,
+    "LiFT": _LIFT_ARGUMENTS,
+    "LiFTFeaturePyramid": {"allow_lift": "ignore_mismatch"},
+    "LiFTPlus": _LIFT_ARGUMENTS,
+    "LiFTPretraining": {"norm": "final_norm", "freeze_norm": "freeze_batchnorm"},
+    "TimmViT": {"norm": "final_norm", "allow_unexpected": "ignore_unexpected"},
+}
+
 
 class ConfigNotFoundError(RuntimeError):
-    """No config has this name. A `RuntimeError`, because that is what detectron2's model zoo raises."""
+    """A config does not exist. It is a `RuntimeError`, as in detectron2's model zoo."""
 
 
 class OverrideError(ValueError):
-    """Overrides that cannot be applied to a config."""
+    """Overrides cannot be applied to a config."""
 
 
 def load(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictConfig | CfgNode:
-    """Loads a config: a LazyConfig (``.py``, or the ``config.yaml`` that a training saved of one), or one of yacs.
+    """Loads a LazyConfig (``.py``, or the ``config.yaml`` of a training) or a yacs config.
 
-    A config is code: it names what is called. Load only configs from people whose code you would run.
+    A config can call any function. Only load configs that you trust.
 
     Args:
-        name_or_path: a file, or a shipped config's path under ``configs/``; see :func:`find_config`.
-        overrides: ``key=value``, as detectron2's tools take them.
+        name_or_path: a file or the name of a shipped config; see :func:`find_config`.
+        overrides: ``key=value``, as for detectron2's tools.
 
     Raises:
-        ConfigNotFoundError: there is no such file, and no shipped config of that name.
-        OverrideError: an override that cannot be read or applied.
-        ValueError: the file is no config, or one of yacs with a key that there is not.
+        ConfigNotFoundError: the config does not exist.
+        OverrideError: an override cannot be parsed or applied.
+        ValueError: the file is not a config, or is a yacs config with an unknown key.
     """
     path = find_config(name_or_path)
     if _is_yacs(path):
-        cfg = get_cfg()
-        add_lift_config(cfg)
-        try:
-            cfg.merge_from_file(path)
-        except KeyError as error:  # as yacs says it
-            raise ValueError(f"'{path}' cannot be read: {error.args[0]}.") from error
-        return apply_overrides(cfg, overrides)
+        return apply_overrides(_load_yacs(path), overrides)
     cfg = LazyConfig.load(path)
     if not isinstance(cfg, DictConfig):
-        raise ValueError(f"'{path}' is no config: expected a LazyConfig, or one of yacs.")
+        raise ValueError(f"'{path}' is not a config: expected a LazyConfig or a yacs config.")
     if not path.endswith(".py"):
         _upgrade(cfg)
     return apply_overrides(cfg, overrides)
 
 
 def apply_overrides(cfg: DictConfig | CfgNode, overrides: Sequence[str]) -> DictConfig | CfgNode:
-    """Applies ``key=value`` overrides; see :func:`load`. A yacs config is changed in place.
+    """Applies ``key=value`` overrides and returns the config. A yacs config is modified in place.
 
-    For yacs, detectron2's ``KEY VALUE`` pairs are taken, too.
+    For yacs, detectron2's alternating ``KEY VALUE`` is supported, too.
+
+    Raises:
+        OverrideError: an override cannot be parsed or applied.
     """
     try:
         if isinstance(cfg, DictConfig):
@@ -81,121 +95,122 @@ def apply_overrides(cfg: DictConfig | CfgNode, overrides: Sequence[str]) -> Dict
 
 
 def find_config(name_or_path: str | os.PathLike) -> str:
-    """The path of a config.
+    """Returns the path of a config.
 
     Args:
-        name_or_path: a file; or a name under ``configs/``, such as ``COCO/mask_rcnn_lift_vitdet_b_100ep.py``. The
-            suffix may be left out; ``.py`` is then tried before ``.yaml``. Parts of configs
-            (``common/data/coco_loader_lsj.py``) are found too.
+        name_or_path: a file, or a name in ``configs/`` such as ``COCO/mask_rcnn_lift_vitdet_b_100ep.py``; the suffix
+            is optional. Parts of configs (``common/...``) are found, too.
 
     Raises:
-        ConfigNotFoundError: there is none; the message has the names closest to it.
+        ConfigNotFoundError: the config does not exist. The message suggests similar names.
     """
     name = os.fspath(name_or_path)
     return name if os.path.isfile(name) else find_shipped_config(name)
 
 
 def find_shipped_config(name: str) -> str:
-    """As :func:`find_config`, for names alone."""
+    """Returns the path of a shipped config; see :func:`find_config`."""
     root = _configs_folder()
-    # with_suffix would take a dot in a name for a suffix
-    candidates = [name] if name.endswith(CONFIG_SUFFIXES) else [name + suffix for suffix in CONFIG_SUFFIXES]
-    for candidate in candidates:
+    for candidate in [name] if name.endswith(CONFIG_SUFFIXES) else [name + suffix for suffix in CONFIG_SUFFIXES]:
         path = (root / candidate).resolve()
         if path.is_file() and path.is_relative_to(root):
             return str(path)
-    raise ConfigNotFoundError(_not_found_message(name))
+    by_stem = {Path(listed).stem: listed for listed in list_configs()}
+    close = [by_stem[stem] for stem in difflib.get_close_matches(Path(name).stem, by_stem, n=3)]
+    suggestion = f" Similar names: {', '.join(close)}." if close else ""
+    raise ConfigNotFoundError(
+        f"There is no config '{name}', neither a file nor a shipped config.{suggestion} `lift-det configs` and "
+        "lift_det.model_zoo.list_configs() list all names."
+    )
 
 
 def list_configs() -> list[str]:
-    """The names of all shipped configs that describe a model, sorted: those of every folder but ``common/``."""
-    return [name for name in _all_names() if not name.startswith(f"{_PARTS_FOLDER}/")]
+    """Returns the sorted names of all shipped configs, without the parts in ``common/``."""
+    root = _configs_folder()
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.suffix in CONFIG_SUFFIXES)
+    return sorted(path.as_posix() for path in paths if path.parts[0] != "common" and path.name != "__init__.py")
+
+
+def _configs_folder() -> Path:
+    """Returns `configs/`, which is in the package if it is installed, and beside it in a checkout."""
+    folders = _PACKAGE_FOLDER / "model_zoo" / "configs", _PACKAGE_FOLDER.parent / "configs"
+    for folder in folders:
+        if folder.is_dir():
+            return folder.resolve()
+    raise ConfigNotFoundError(f"lift_det's configs are not in {folders[0]} or {folders[1]}: install lift_det again.")
 
 
 def _is_yacs(path: str) -> bool:
     if path.endswith(".py"):
         return False
     with open(path, encoding="utf-8") as file:
-        # whose keys are all capitals, where a LazyConfig has `model` and `train`
+        # yacs configs have keys in upper case
         return re.search(r"^(_BASE_|[A-Z][A-Z_]*):", file.read(), re.MULTILINE) is not None
 
 
-# Classes that moved in November 2026, as config.yaml of earlier trainings names them.
-_MOVED = {
-    "lift_det.engine.LiFTPretraining": "lift_det.modeling.LiFTPretraining",
-    "lift_det.evaluation.PredictionPictures": "lift_det.visualization.PredictionPictures",
-}
+def _load_yacs(path: str) -> CfgNode:
+    cfg = get_cfg()
+    add_lift_config(cfg)
+    cfg.MODEL.VIT.NORM = None  # the old name of FINAL_NORM
+    try:
+        cfg.merge_from_file(path)
+    except KeyError as error:
+        raise ValueError(f"'{path}' cannot be read: {error.args[0]}.") from error
+    final_norm = cfg.MODEL.VIT.pop("NORM")
+    if final_norm is not None:
+        cfg.MODEL.VIT.FINAL_NORM = final_norm
+    return cfg
 
 
 def _upgrade(node: DictConfig | ListConfig) -> None:
-    """Rewrites a config that a training saved before November 2026, so that its folder can still be used."""
+    """Converts a config.yaml of an earlier version."""
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         child = node._get_node(key)
         if isinstance(child, (DictConfig, ListConfig)) and not child._is_none():
             _upgrade(child)
-    if not isinstance(node, DictConfig):
+    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
         return
-    if node.get("_target_") in _MOVED:
-        node._target_ = _MOVED[node._target_]
-    elif node.get("_target_") == "lift_det.LiFT" and "network" in node:
+    node._target_ = _MOVED.get(node._target_, node._target_)
+    package, _, name = node._target_.rpartition(".")
+    if not package.startswith("lift_det"):
+        return
+    if name == "LiFT" and "network" in node:  # LiFT and LiFTPlus were one class
         improved = node.network == "trunk" or node.pool or node.normalize
         node._target_ = "lift_det.LiFTPlus" if improved else "lift_det.LiFT"
         for key in ("residual",) if improved else ("network", "pool", "normalize"):
             node.pop(key)
-    elif node.get("_target_") == "lift_det.LiFTFeaturePyramid" and "scale_factors" in node:
+    elif name == "LiFTFeaturePyramid" and "scale_factors" in node:  # replaced by level_strides
         lift = node.get("lift")
         if lift is not None and "patch_size" in lift:
             patch_size = lift.patch_size
-        else:  # a timm name has it in it
+        else:  # timm's names contain it
             patch_size = node.net.get("patch_size") or int(re.search(r"patch(\d+)", node.net.name)[1])
         stride = patch_size / node.input_scale / (1 if lift is None else 2**node.steps)
         node.level_strides = [round(stride / scale) for scale in node.pop("scale_factors")]
-
-
-def _configs_folder() -> Path:
-    """`configs/` inside the package in an installed copy, `configs/` at the top of the sources in a checkout."""
-    in_package, in_checkout = _PACKAGE_FOLDER / "model_zoo" / "configs", _PACKAGE_FOLDER.parent / "configs"
-    for folder in (in_package, in_checkout):
-        if folder.is_dir():
-            return folder.resolve()
-    raise ConfigNotFoundError(
-        f"lift_det's configs are neither in {in_package} nor in {in_checkout}: this copy of lift_det is incomplete. "
-        "Install it again, from a whole checkout."
-    )
-
-
-def _all_names() -> list[str]:
-    root = _configs_folder()
-    paths = (path for path in root.rglob("*") if path.suffix in CONFIG_SUFFIXES and path.name != "__init__.py")
-    return sorted(path.relative_to(root).as_posix() for path in paths)
-
-
-def _not_found_message(name: str) -> str:
-    names = _all_names()
-    # Compared without folder and suffix too, which is how most names go wrong.
-    by_stem = {Path(candidate).stem: candidate for candidate in names}
-    close = difflib.get_close_matches(name, names, n=3)
-    close += [by_stem[stem] for stem in difflib.get_close_matches(Path(name).stem, by_stem, n=3)]
-    close = list(dict.fromkeys(close))[:3]
-    message = f"There is no config '{name}', neither a file nor a shipped one."
-    if close:
-        message += f" Close to it: {', '.join(close)}."
-    return message + " All names: `lift-det configs --names`, or lift_det.model_zoo.list_configs()."
+    for old, new in _RENAMED_ARGUMENTS.get(name, {}).items():
+        if old in node:
+            node[new] = node._get_node(old)
+            del node[old]
 
 
 def iterations(epochs: float, epoch_images: int, batch_size: int) -> int:
-    """Length of a training: iterations of ``batch_size`` images in ``epochs`` times ``epoch_images``.
+    """Returns the iterations in ``epochs`` of ``epoch_images`` each, rounded up.
 
-    Configs call it as ``${lift_det.iterations:…}``, so that ``train.epochs=50`` or another batch size is one key.
+    Configs call it as ``${lift_det.iterations:...}``, so that ``train.epochs`` can be overridden.
     """
-    return math.ceil(round(epochs * epoch_images / batch_size, 6))  # 1.1 · 100 is a little more than 110
+    return math.ceil(round(epochs * epoch_images / batch_size, 6))  # floats: 1.1 * 100 > 110
 
 
 def state_iterations(cfg: DictConfig, count: int) -> None:
-    """Makes ``train.max_iter`` a number, which epochs and batch size do not change any more."""
+    """Sets ``train.max_iter`` to a number, and removes ``train.epochs``."""
     cfg.train.max_iter = count
     for name in ("epochs", "epoch_images", "iterations_from_epochs"):
         cfg.train.pop(name, None)
+
+
+def locate_target(node: DictConfig) -> Any:
+    """Returns the callable of a LazyCall, whose ``_target_`` is a name if the config was saved."""
+    return locate(node._target_) if isinstance(node._target_, str) else node._target_
 
 
 OmegaConf.register_new_resolver("lift_det.iterations", iterations, replace=True)

@@ -1,4 +1,4 @@
-"""Atomic file writes, with the standard library alone."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import IO
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file atomically: ``path`` holds the old content or the new, never a part.
+    """Writes a file so that ``path`` has either the old content or the whole new one.
 
     Args:
-        path: the file to write; its folder must exist.
-        write: is given the open binary file.
+        path: the file; its folder must exist.
+        write: called with the open binary file.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; what was at ``path`` is still there.
+        OSError: the disk is full or the folder cannot be written; the old file is unchanged.
     """
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -26,7 +26,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; a checkpoint gets the permissions that open() would have given it
+        # mkstemp makes files private; these are the permissions that open() would give
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -37,5 +37,5 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]
 
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes a text in UTF-8 as :func:`write_atomically` does."""
+    """Writes a text in UTF-8; see :func:`write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""Results of evaluations, measured or read from a training's `metrics.json`, and the file that keeps them."""
+"""Results of evaluations, and the files `metrics.json` and `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import json
 import logging
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,24 @@ from lift_det.version import __version__
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
-#: what evaluators call boxes and masks -> what tables call them
+#: names of tasks in evaluators, and in tables and plots
 TASKS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
-#: of the names that evaluators give to figures of one class
-CLASS_PREFIX = "AP-"
-
-_DETECTION = re.compile(rf"({'|'.join(TASKS)})/(.+)", re.DOTALL)
-_RECONSTRUCTION = re.compile(r"((?:cosine|rel_l2|error_reduction)_\w+)/(\w+)")
+_RECONSTRUCTION = ("cosine_", "rel_l2_", "error_reduction_")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """The figures of one evaluation, and what they are of.
+    """The results of one evaluation.
 
     Attributes:
-        name: what tables and plots call it.
-        figures: as the evaluator gives them. A detector's are in percent, NaN where something cannot be computed:
-            ``{"bbox": {"AP": 31.2, "AP50": …, "AP-person": 40.0}, "segm": …}``. A LiFT's are
-            those of :class:`lift_det.evaluation.ReconstructionEvaluator`.
-        dataset: what was evaluated on; None where it is not known.
-        num_images: evaluated; None where it is not known.
-        objects: of each class in the ground truth, without crowds, in class order; empty where it is not known.
-        config, weights: their paths; None where they are not known.
-        iteration: of the training, where the figures were recorded during one.
+        name: name in tables.
+        figures: metrics by task, for a detector in percent, such as ``{"bbox": {"AP": 31.2, "AP-person": 40.0}}``. A
+            metric is NaN if there are no objects for it.
+        dataset: name or annotation file of the data set.
+        num_images: number of evaluated images.
+        objects: number of objects of each class, without crowds, in class order.
+        config, weights: paths.
+        iteration: iteration of the training, if the evaluation was part of one.
     """
 
     name: str
@@ -57,27 +51,20 @@ class EvaluationResult:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of a training's ``metrics.json``, one for each iteration that has any, in their order.
+    """Reads ``metrics.json`` in the output folder of a training, and returns a dict for each iteration, in order.
 
-    Where a training was resumed from an earlier iteration, or started again in the same folder, what it had written
-    from there on is left out: later lines win. A line that a kill cut off is left out with a warning.
-
-    Args:
-        folder: a training's output folder.
-
-    Returns:
-        Dicts of ``"iteration"`` and what was measured: ``"total_loss"``, ``"lr"``, ``"bbox/AP"`` …
+    If the training was resumed from an earlier iteration, later lines replace earlier ones. Incomplete lines of a
+    training that was killed are skipped with a warning.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no ``metrics.json`` in it.
-        ValueError: it has no whole line.
+        FileNotFoundError: the folder or its ``metrics.json`` does not exist.
+        ValueError: the file has no complete line.
     """
     path = os.path.join(folder, "metrics.json")
     if not os.path.isfile(path):
-        what = "no metrics.json in it" if os.path.isdir(folder) else "no such folder"
         raise FileNotFoundError(
-            f"'{os.fspath(folder)}': {what}. Expected the output folder of a training (train.output_dir), which writes "
-            "its first line there after train.log_period iterations."
+            f"There is no '{path}'. Expected the output folder of a training (train.output_dir). The training writes "
+            "the file after train.log_period iterations."
         )
     lines: dict[int, dict[str, float]] = {}
     trained = -1
@@ -85,27 +72,22 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
         for number, text in enumerate(file, 1):
             line = _read_line(text)
             if line is None:
-                logger.warning(
-                    "'%s': line %d is not whole and is left out. A training that was killed leaves such a line, or "
-                    "one that is just writing it.",
-                    path,
-                    number,
-                )
+                logger.warning("'%s': line %d is incomplete and is skipped.", path, number)
                 continue
             iteration = line["iteration"]
-            # Figures of an evaluation may come after losses of later iterations; losses only come back with a restart.
+            # An evaluation may be written after losses of later iterations, but losses are in order unless resumed.
             if "total_loss" in line:
                 if iteration <= trained:
                     lines = {i: kept for i, kept in lines.items() if i < iteration}
                 trained = iteration
             lines.setdefault(iteration, {}).update(line)
     if not lines:
-        raise ValueError(f"'{path}' has no whole line: the training had not come to its first one (train.log_period).")
+        raise ValueError(f"'{path}' has no complete line. The first is written after train.log_period iterations.")
     return [lines[iteration] for iteration in sorted(lines)]
 
 
 def _read_line(text: str) -> dict[str, float] | None:
-    # After a kill the next line may stand behind the half one. Objects are flat: the last brace opens a whole one.
+    # A resumed training may append its first line to an incomplete one. There are no nested braces.
     for candidate in (text, text[max(text.rfind("{"), 0) :]):
         try:
             line = json.loads(candidate)
@@ -117,33 +99,30 @@ def _read_line(text: str) -> dict[str, float] | None:
 
 
 def recorded_result(folder: str | os.PathLike, name: str | None = None, dataset: str | None = None) -> EvaluationResult:
-    """The last evaluation that a training recorded in its ``metrics.json``.
+    """Reads the last evaluation from ``metrics.json`` in the output folder of a training.
 
     Args:
-        folder: a training's output folder.
-        name: for tables (the folder's).
-        dataset: what the training evaluated on, if known; it is not in the file.
+        folder: the output folder.
+        name: of the result. By default the name of the folder.
+        dataset: of the result; the file does not contain it.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_metrics`, or no evaluation is recorded.
+        FileNotFoundError, ValueError: see :func:`read_metrics`, or there was no evaluation.
     """
     for line in reversed(read_metrics(folder)):
         figures: dict[str, dict[str, float]] = {}
         for key, value in line.items():
-            if match := _DETECTION.fullmatch(key) or _RECONSTRUCTION.fullmatch(key):
-                figures.setdefault(match[1], {})[match[2]] = value
+            task, _, figure = key.partition("/")
+            if task in TASKS or task.startswith(_RECONSTRUCTION):
+                figures.setdefault(task, {})[figure] = value
         if figures:
-            return EvaluationResult(
-                name or folder_names([folder])[0], figures, dataset, iteration=int(line["iteration"])
-            )
-    raise ValueError(
-        f"'{os.fspath(folder)}': no evaluation is recorded in metrics.json: the training had not come to its first one "
-        "(train.eval_period)."
-    )
+            name = name or folder_names([folder])[0]
+            return EvaluationResult(name, figures, dataset, iteration=int(line["iteration"]))
+    raise ValueError(f"'{os.fspath(folder)}': metrics.json has no evaluation. The first is at train.eval_period.")
 
 
 def folder_names(folders: Sequence[str | os.PathLike]) -> list[str]:
-    """A short name for each folder: its last part, with as many of those before as it takes to tell them apart.
+    """Returns the shortest ends of the folders' paths that differ from each other.
 
     Raises:
         ValueError: a folder is named twice.
@@ -158,67 +137,25 @@ def folder_names(folders: Sequence[str | os.PathLike]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def count_objects(dataset_dicts: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, int]:
-    """How many objects of each class there are in detectron2's dataset dicts; crowds do not count."""
-    counts = [0] * len(classes)
-    for record in dataset_dicts:
-        for annotation in record.get("annotations", ()):
-            counts[annotation["category_id"]] += not annotation.get("iscrowd", 0)
-    return dict(zip(classes, counts, strict=True))
-
-
-def is_detection(result: EvaluationResult) -> bool:
-    """Whether the figures are a detector's, and not a LiFT's."""
-    return any(task in TASKS for task in result.figures)
-
-
-def check_comparable(results: Sequence[EvaluationResult]) -> None:
-    """Checks that there are results, and that all are of detectors or all of LiFTs.
-
-    Raises:
-        ValueError: they are not; the message names each.
-    """
-    if len({is_detection(result) for result in results}) != 1:
-        kinds = ", ".join(f"'{result.name}' ({'detector' if is_detection(result) else 'LiFT'})" for result in results)
-        raise ValueError(f"Expected evaluations of detectors, or of LiFTs alone, to compare, got {kinds or 'none'}.")
-
-
-def overall_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures of one task that are of all classes together: AP, AP50, AP75, by size."""
-    order = ["AP", "AP50", "AP75", "APs", "APm", "APl", *figures]  # metrics.json is sorted otherwise
-    return {name: figures[name] for name in order if name in figures and not name.startswith(CLASS_PREFIX)}
-
-
-def class_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    """The AP of each class in one task, by its name."""
-    return {name.removeprefix(CLASS_PREFIX): value for name, value in figures.items() if name.startswith(CLASS_PREFIX)}
-
-
 def write_result(result: EvaluationResult, folder: str | os.PathLike) -> str:
-    """Writes ``evaluation.json``, whole or not at all: the result, versions and the time. NaN is written as null.
-
-    Returns:
-        Its path.
-    """
+    """Writes ``evaluation.json`` atomically and returns its path."""
     path = os.path.join(folder, "evaluation.json")
-    write_json(path, result_as_json(result))
+    write_json(path, dataclasses.asdict(result))
     return path
 
 
-def result_as_json(result: EvaluationResult) -> dict[str, Any]:
-    """A result as JSON has it: NaN is None."""
-    content = dataclasses.asdict(result)
-    content["figures"] = {
-        task: {figure: None if math.isnan(value) else value for figure, value in figures.items()}
-        for task, figures in content["figures"].items()
-    }
-    return content
-
-
-def write_json(path: str, content: Mapping[str, Any]) -> None:
-    """Writes figures, with versions and the time; the folder is made."""
+def write_json(path: str, content: dict[str, Any]) -> None:
+    """Writes JSON atomically, with versions and the time. Creates the folder. NaN becomes null."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     versions = {"lift_det": __version__, "detectron2": detectron2.__version__, "torch": torch.__version__}
     time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    text = json.dumps({**content, "versions": versions, "time": time}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomically(path, f"{text}\n")
+    content = _nan_to_none({**content, "versions": versions, "time": time})
+    write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""What the tests share: where the real data is, and which tests need what a machine may lack."""
+"""Shared fixtures."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of real images and weights beside the project; tests that need it are skipped where it is absent."""
+    """The folder of real images and weights; skips the test where it does not exist."""
     if not SHARED.is_dir():
         pytest.skip("needs the real data in ../shared, which is not here")
     return SHARED
@@ -22,7 +22,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For models so small that threads cost more than they bring: on a busy machine three times the time."""
+    """Small models are up to three times as fast with one thread on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""An upsampler that implements ``forward`` alone goes wherever LiFT goes, and so do other projects' modules."""
+"""Upsamplers that implement only ``forward``, and modules of other projects, in every place of LiFT."""
 
 import copy
 import pickle
@@ -44,7 +44,7 @@ def test_pyramid(kind, way):
     levels = backbone(x)
     assert [shape.stride for shape in backbone.output_shape().values()] == [4, 8, 16, 32]
     assert [tuple(level.shape[-2:]) for level in levels.values()] == [(32, 48), (16, 24), (8, 12), (4, 6)]
-    # it is given the whole image, and upsamples what the ViT gave
+    # it upsamples the ViT's map with the whole image
     bottom_up, features = backbone.forward_features(x)
     given = bottom_up["last_feat"]
     size = [side * 2 ** way.get("steps", 1) for side in given.shape[-2:]]
@@ -60,8 +60,9 @@ def test_reconstruction_beside_bilinear(kind, tmp_path):
     evaluator.process(batch, model(batch))
     results = evaluator.evaluate()
     assert set(results["cosine_2x"]) == {"nearest", "bilinear", "bicubic", "lift"}
-    assert abs(results["cosine_2x"]["lift"] - results["cosine_2x"]["nearest"]) < 0.05  # what the stand-ins are
-    assert (tmp_path / "reconstruction.png").exists() and (tmp_path / "lift.safetensors").exists()
+    # the stand-ins are nearly nearest-neighbour
+    assert abs(results["cosine_2x"]["lift"] - results["cosine_2x"]["nearest"]) < 0.05
+    assert (tmp_path / "lift.safetensors").exists()
 
 
 @every_upsampler
@@ -82,7 +83,7 @@ def test_export_of_features(kind, tmp_path):
     statistics = dict(pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3)
     extractor = FeatureExtractor(_net(), instantiate(UPSAMPLERS[kind]), **statistics).eval()
     results = export_program(FeaturesModule(extractor), tmp_path / "features.pt2", [(64, 96)])
-    assert len(results) >= 3 and all(result.agrees() for result in results)
+    assert len(results) == 3 and max(result.absolute for result in results) < 1e-4
 
 
 @every_upsampler
@@ -113,11 +114,8 @@ def _annotated_image():
     return {"image": torch.randint(0, 256, (3, 64, 64)), "instances": instances, "height": 64, "width": 64}
 
 
-# --- a model is torch's ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["quick_schedules/mask_rcnn_lift_synthetic_cpu.py", "LiFT/lift_dinov2_vits14.py"])
-def test_double_half_copies_and_pickles(name):
+def test_copies_pickles_and_dtypes(name):
     config = model_zoo.get_config(name).model
     if "net" in config:
         config.net.update(pretrained=False, depth=1)
@@ -126,16 +124,13 @@ def test_double_half_copies_and_pickles(name):
     backbone = model.backbone
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert list(other.state_dict()) == names
-        assert all(
-            torch.equal(a, b) for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True)
-        )
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
     size = backbone.size_divisibility * 4
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
         expected = next(iter(backbone(images).values()))
         for dtype, tolerance in ((torch.float64, 1e-3), (torch.float16, 0.2)):
-            converted = copy.deepcopy(backbone).double() if dtype == torch.float64 else copy.deepcopy(backbone).half()
-            got = next(iter(converted(images.to(dtype)).values()))
+            got = next(iter(copy.deepcopy(backbone).to(dtype)(images.to(dtype)).values()))
             assert got.dtype == dtype
             assert (got.float() - expected).abs().max() < tolerance * expected.abs().max()
 

@@ -1,4 +1,4 @@
-"""Upsamplers as somebody else might write them: one on our base class, two with other projects' calls."""
+"""Stand-ins for upsamplers of other projects."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -7,7 +7,7 @@ from lift_det.modeling import FeatureUpsampler
 
 
 class Nearest(FeatureUpsampler):
-    """Repeats cells, brighter where the image is: ``forward`` alone."""
+    """Nearest neighbour, scaled by the image's brightness; implements only ``forward``."""
 
     def forward(self, images, features, output_size=None):
         height, width = features.shape[-2:]
@@ -17,7 +17,7 @@ class Nearest(FeatureUpsampler):
 
 
 class AnyUpLike(nn.Module):
-    """AnyUp's and JAFAR's call: (image, features, output_size)."""
+    """Has the signature of AnyUp and JAFAR."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class AnyUpLike(nn.Module):
 
 
 class LoftUpLike(nn.Module):
-    """LoftUp's and FeatUp's call: (features, image), to the image's size."""
+    """Has the signature of LoftUp and FeatUp."""
 
     def forward(self, lr_feats, img):
         return F.interpolate(lr_feats, size=img.shape[-2:], mode="nearest") * (1 + 0.1 * img.mean(1, keepdim=True))

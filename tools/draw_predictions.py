@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws what a trained detector finds in images of its test set, beside the ground truth.
+"""Draws the predictions of a trained detector for images of its test set, beside the ground truth.
 
 python tools/draw_predictions.py --config-file CONFIG --output predictions.png train.init_checkpoint=model_final.pth
 """
@@ -19,8 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="a LazyConfig: a path, or a name in configs/")
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
-    parser.add_argument("--num-images", type=int, default=8, help="the first so many of the test set")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="draw predictions from this score on")
+    parser.add_argument("--num-images", type=int, default=8, help="number of images, from the first (default: 8)")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="lowest score to draw (default: 0.5)")
     parser.add_argument("opts", nargs="*", help="overrides, key=value")
     args = parser.parse_args()
 

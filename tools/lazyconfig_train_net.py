@@ -6,8 +6,8 @@
     python tools/lazyconfig_train_net.py --config-file CONFIG --resume
     torchrun --nproc-per-node 8 tools/lazyconfig_train_net.py --config-file CONFIG
 
-Every config also runs with detectron2's own script of this name. This one adds: hooks and a trainer stated in the
-config (lift_det.engine.do_train), checkpoints that a kill cannot break, safetensors, torchrun.
+Every config also runs with detectron2's own script of this name. This one adds hooks and a trainer in the config
+(lift_det.engine.do_train), atomic checkpoints, safetensors and torchrun.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup
 
 from lift_det import config
-from lift_det.engine import Checkpointer, create_ddp_model, do_test, do_train, launch
+from lift_det.engine import Checkpointer, do_test, do_train, launch, wrap_ddp
 
 
 def main(args: argparse.Namespace) -> None:
@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
         do_train(args, cfg)
         return
     model = instantiate(cfg.model).to(cfg.train.device)
-    model = create_ddp_model(cfg, model)
+    model = wrap_ddp(cfg, model)
     Checkpointer(model).load(cfg.train.init_checkpoint)
     do_test(cfg, model)
 

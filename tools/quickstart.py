@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""The whole chain on data that the project draws itself, on a CPU in minutes: `make quickstart`.
+"""Trains LiFT and a detector on synthetic data, on a CPU in minutes: `make quickstart`.
 
-Draws the synthetic COCO data set, trains LiFT on a small ViT's features, trains a small Mask R-CNN with that LiFT in
-it, and evaluates it on held-out images, by the tools and configs that a user of COCO runs. Results: output/quickstart.
+Draws the synthetic COCO data set, trains LiFT on the features of a small ViT, trains a small Mask R-CNN with that LiFT,
+and evaluates it on held-out images, with the same tools as for COCO. The results are written to output/quickstart.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    # before detectron2 is imported: it reads this once
+    # detectron2 reads this when it is imported
     os.environ["DETECTRON2_DATASETS"] = str(output / "datasets")
 
     start = time.monotonic()
@@ -59,9 +59,8 @@ def main() -> None:
 
 
 def _train(config: str, folder: Path, options: list[str]) -> None:
-    """Runs the project's trainer on a config, its log going to a file and its progress to the terminal."""
-    # a fresh start: metrics.json is appended to, and old checkpoints would stay
-    shutil.rmtree(folder, ignore_errors=True)
+    """Runs the project's trainer, with its log in a file and its progress on the terminal."""
+    shutil.rmtree(folder, ignore_errors=True)  # the trainer would append to metrics.json
     folder.mkdir(parents=True)
     command = [sys.executable, str(ROOT / "tools" / "lazyconfig_train_net.py"), "--config-file"]
     command += [str(ROOT / "configs" / config), f"train.output_dir={folder}", *options]
@@ -78,17 +77,17 @@ def _train(config: str, folder: Path, options: list[str]) -> None:
                 print(f"     iteration {shown + 1:5d}   loss {last['total_loss']:.3f}   {left}", flush=True)
     if process.returncode:
         tail = "".join(log.read_text().splitlines(keepends=True)[-25:])
-        sys.exit(f"{tail}\nTraining ended with exit code {process.returncode}; its whole log is {log}.")
+        sys.exit(f"{tail}\nTraining failed with exit code {process.returncode}; the log is {log}.")
 
 
 def _last(folder: Path) -> dict:
-    """The figures that a training has written last, those of the evaluation included."""
+    """The latest value of each entry of metrics.json."""
     path = folder / "metrics.json"
     merged: dict = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             merged.update(json.loads(line))
-        except json.JSONDecodeError:  # the last line while it is being written
+        except json.JSONDecodeError:  # a line that is being written
             break
     return merged
 

@@ -1,4 +1,5 @@
-# Dense, with Cascade R-CNN's heads as detectron2's projects/ViTDet has them.
+# Cascade Mask R-CNN, ViTDet-B with LiFT (dense).
+# The heads are those of detectron2's projects/ViTDet.
 from detectron2 import model_zoo
 
 from .mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train

@@ -1,4 +1,4 @@
-# The control for mask_rcnn_lift_vitdet_b_fast_100ep: as many pixels, without LiFT.
+# Control for mask_rcnn_lift_vitdet_b_fast_100ep: bilinear upsampling in place of LiFT.
 from detectron2.config import LazyCall as L
 
 from lift_det.modeling import LazyUpsampler

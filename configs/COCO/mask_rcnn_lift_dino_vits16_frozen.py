@@ -1,5 +1,6 @@
-# A frozen DINO ViT-S/16 from timm, dense: what the features themselves give. LiFT, pyramid and heads are trained.
-# timm downloads the weights; offline: model.backbone.net.pretrained=False model.backbone.net.checkpoint=FILE
+# Mask R-CNN, frozen DINO ViT-S/16 with LiFT (dense).
+# Only LiFT, pyramid and heads are trained. timm downloads the ViT; offline use
+# model.backbone.net.pretrained=False model.backbone.net.checkpoint=FILE.
 from detectron2.config import LazyCall as L
 
 from lift_det.modeling import TimmViT
@@ -7,7 +8,7 @@ from lift_det.modeling import TimmViT
 from .mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.net = L(TimmViT)(
-    name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", norm=True, out_feature="last_feat"
+    name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", final_norm=True, out_feature="last_feat"
 )
 model.backbone.freeze_net = True
 train.init_checkpoint = ""

@@ -1,7 +1,8 @@
-# Dense, the paper's way: the ViT sees 1024 pixels, LiFT takes its map of stride 16 to stride 8.
-# LiFT starts as bilinear upsampling and learns with the detector, at the heads' rate. One that was trained on this ViT
-# comes in by model.backbone.lift.checkpoint=FILE, and learns at the last block's rate.
-# Several GPUs with one image each: model.backbone.lift.norm=SyncBN.
+# Mask R-CNN, ViTDet-B with LiFT (dense).
+# The ViT gets 1024 pixels, LiFT doubles its map from stride 16 to 8. LiFT starts as bilinear upsampling and is trained
+# with the detector at the heads' learning rate. model.backbone.lift.checkpoint=FILE loads a trained LiFT, whose rate is
+# the last block's.
+# On several GPUs with one image each use model.backbone.lift.norm=SyncBN.
 from detectron2.config import LazyCall as L
 
 from lift_det.modeling import LazyUpsampler

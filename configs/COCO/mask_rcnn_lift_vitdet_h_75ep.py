@@ -1,4 +1,5 @@
-# Dense, ViT-H; MAE's patches of 14 pixels were resampled to 16 for ViTDet.
+# Mask R-CNN, ViTDet-H with LiFT (dense).
+# MAE's patches of 14 pixels were resampled to 16 for ViTDet.
 from .mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
 
 train.init_checkpoint = "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_huge_p14to16.pth?matching_heuristics=True"

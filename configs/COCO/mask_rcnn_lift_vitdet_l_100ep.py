@@ -1,4 +1,4 @@
-# Dense, ViT-L.
+# Mask R-CNN, ViTDet-L with LiFT (dense).
 from .mask_rcnn_lift_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
 
 train.init_checkpoint = "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_large.pth?matching_heuristics=True"

@@ -1,4 +1,5 @@
-# The baseline, ViTDet-B without LiFT: the values of detectron2's projects/ViTDet, which its packages do not contain.
+# Baseline: Mask R-CNN, ViTDet-B without LiFT.
+# The values are those of detectron2's projects/ViTDet, which its packages do not contain.
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -17,12 +18,12 @@ train.init_checkpoint = "detectron2://ImageNetPretrained/MAE/mae_pretrain_vit_ba
 
 train.epochs = 100
 train.epoch_images = 118000
-train.iterations_from_epochs = iterations  # so that a saved config.yaml brings what the next line calls
+train.iterations_from_epochs = iterations  # makes a saved config.yaml import the resolver of the next line
 train.max_iter = "${lift_det.iterations:${train.epochs},${train.epoch_images},${dataloader.train.total_batch_size}}"
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(
         values=[1.0, 0.1, 0.01],
-        # ViTDet's, at 8/9 and 26/27: as shares of num_updates they hold however long the training is
+        # ViTDet's, at 8/9 and 26/27 of num_updates; they scale with the length of the training
         milestones=[163889, 177546],
         num_updates=184375,
     ),

@@ -1,4 +1,4 @@
-# Supervised on ImageNet-21k (Steiner et al., "How to train your ViT?", 2021), ViT-B/16.
+# LiFT for a ViT-B/16 supervised on ImageNet-21k (AugReg, Steiner et al., 2021).
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_base_patch16_224.augreg_in21k"

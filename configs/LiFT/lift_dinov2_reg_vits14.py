@@ -1,4 +1,4 @@
-# DINOv2 with four registers (Darcet et al., 2024), ViT-S/14.
+# LiFT for DINOv2 with four registers (Darcet et al., 2024), ViT-S/14.
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_small_patch14_reg4_dinov2.lvd142m"

@@ -1,4 +1,4 @@
-# DINOv2 (Oquab et al., 2023), ViT-S/14.
+# LiFT for DINOv2 (Oquab et al., 2023), ViT-S/14.
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train
 
 model.net.name = "vit_small_patch14_dinov2.lvd142m"

@@ -1,5 +1,6 @@
-# MAE (He et al., 2022), ViT-B/16, on the map that ViTDet's pyramid starts from: detectron2's ViT, without a final norm.
-# The official release's mae_pretrain_vit_base.pth in $LIFT_DET_WEIGHTS.
+# LiFT for MAE (He et al., 2022), ViT-B/16 without its final norm.
+# That is the map that ViTDet's pyramid starts from. Expects the official release's
+# mae_pretrain_vit_base.pth in $LIFT_DET_WEIGHTS.
 import os
 from functools import partial
 

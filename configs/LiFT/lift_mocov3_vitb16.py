@@ -1,4 +1,5 @@
-# MoCo v3 (Chen et al., 2021), ViT-B/16: the official release's vit-b-300ep.pth.tar in $LIFT_DET_WEIGHTS.
+# LiFT for MoCo v3 (Chen et al., 2021), ViT-B/16.
+# Expects the official release's vit-b-300ep.pth.tar in $LIFT_DET_WEIGHTS.
 import os
 
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train

@@ -1,6 +1,7 @@
-# LiFT for a ViT-S/14 in half an hour on two CPU cores, from a few hundred photographs: a fixed number of crops of each,
-# whose features are computed once and kept on disk. $LIFT_DET_WEIGHTS/vit_small_patch14_fp16.safetensors holds the ViT,
-# $DETECTRON2_DATASETS/imagenet_mini the photographs (train/ and val/, in any folders).
+# LiFT for DINOv2 ViT-S/14 from a few hundred photographs, in half an hour on a CPU.
+# A fixed number of crops is taken of each, and their features are computed once and kept on disk. Expects the ViT in
+# $LIFT_DET_WEIGHTS/vit_small_patch14_fp16.safetensors, and photographs in train/ and val/ of
+# $DETECTRON2_DATASETS/imagenet_mini, in any subfolders.
 import os
 
 from ..common.lift_training import dataloader, lr_multiplier, model, optimizer, train

@@ -1,6 +1,6 @@
-# LiFT's own training, without labels, on a frozen ViT of timm (configs/LiFT/ has the ViTs): the common parent.
-# Photographs of any kind will do. These are COCO's, because a user of detectron2 has them; for others:
-# dataloader.train.dataset.root=DIR dataloader.test.dataset.root=DIR
+# LiFT's training, without labels, on a frozen ViT of timm: the parent of configs/LiFT.
+# Any photographs can be used. The default is COCO, which users of detectron2 have; for others set
+# dataloader.train.dataset.root=DIR dataloader.test.dataset.root=DIR.
 import os
 
 from detectron2 import model_zoo
@@ -18,7 +18,7 @@ from lift_det.modeling import LazyUpsampler, LiFTPretraining, TimmViT
 _coco = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "coco")
 
 model = L(LiFTPretraining)(
-    net=L(TimmViT)(name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", norm=True),
+    net=L(TimmViT)(name="vit_small_patch16_224.dino", pretrained=True, checkpoint="", final_norm=True),
     lift=L(LazyUpsampler)(name=None, checkpoint=""),  # "lift_plus", or what a checkpoint holds
     pixel_mean=None,  # the ViT's own
     pixel_std=None,
@@ -29,7 +29,7 @@ model = L(LiFTPretraining)(
     feature_cache="",
     autocast="",
     mirror=False,
-    freeze_norm=False,
+    freeze_batchnorm=False,
 )
 
 dataloader = OmegaConf.create()
@@ -62,7 +62,7 @@ optimizer.weight_decay = 0.05
 train = model_zoo.get_config("common/train.py").train
 train.epochs = 5
 train.epoch_images = 118000
-train.iterations_from_epochs = iterations  # so that a saved config.yaml brings what the next line calls
+train.iterations_from_epochs = iterations  # makes a saved config.yaml import the resolver of the next line
 train.max_iter = "${lift_det.iterations:${train.epochs},${train.epoch_images},${dataloader.train.total_batch_size}}"
 train.seed = 0  # of the first weights, and of which image is seen when and how
 train.amp.enabled = True

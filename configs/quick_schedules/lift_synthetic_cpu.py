@@ -1,5 +1,6 @@
-# The first half of `make quickstart`: LiFT's own training, a few steps on the features of a small, untrained ViT.
-# The detector (mask_rcnn_lift_synthetic_cpu) starts from this training's checkpoint, which holds the ViT, too.
+# LiFT for a small untrained ViT on synthetic images, on a CPU.
+# The first half of `make quickstart`. Its checkpoint, which also holds the ViT, starts the detector of
+# mask_rcnn_lift_synthetic_cpu.
 import os
 
 from detectron2 import model_zoo

@@ -1,6 +1,6 @@
-# A frozen DINOv2 ViT-S/14, dense, on images of 320 pixels, with small heads: a detector that trains on a CPU, for
-# one's own data (`lift-det train`). timm downloads the ViT; offline: model.backbone.net.pretrained=False
-# model.backbone.net.checkpoint=FILE
+# Mask R-CNN, frozen DINOv2 ViT-S/14 with LiFT, 320 pixels, on a CPU.
+# With small heads, for `lift-det train`. timm downloads the ViT; offline use
+# model.backbone.net.pretrained=False model.backbone.net.checkpoint=FILE.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import CosineParamScheduler
@@ -14,7 +14,7 @@ image_size = 320
 train.device = "cpu"
 train.amp.enabled = False
 train.ddp.fp16_compression = False  # only AMP scales the gradients for it
-train.ddp.device_ids = None  # of a CPU there are none
+train.ddp.device_ids = None  # a CPU has none
 
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 2
@@ -28,7 +28,7 @@ dataloader.test.mapper.augmentations = [
 
 model.backbone.square_pad = image_size
 
-# images a third as large as usual: the pyramid ends at p5, anchors and heads shrink with them
+# images are a third of the usual size: the pyramid ends at p5, anchors and heads are smaller
 _levels = ["p2", "p3", "p4", "p5"]
 model.backbone.top_block = None
 model.backbone.out_channels = 128

@@ -1,5 +1,5 @@
-# The second half of `make quickstart`: a small Mask R-CNN with LiFT in it (dense: stride 8 to stride 4), from scratch,
-# on the synthetic data set. Everything is what the COCO configs have, smaller.
+# Small Mask R-CNN with LiFT (dense) on synthetic images, on a CPU.
+# Trained from scratch. The second half of `make quickstart`.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import CosineParamScheduler

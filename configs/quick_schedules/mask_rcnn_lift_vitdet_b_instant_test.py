@@ -1,4 +1,4 @@
-# The paper-size dense config on a CPU: two training iterations and two images of val2017. For tests, not for results.
+# Test of mask_rcnn_lift_vitdet_b_100ep on a CPU: two iterations, two images of val2017.
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import CosineParamScheduler
 

@@ -1,5 +1,5 @@
-# Does the whole chain learn? A real ViT-S/14, frozen, LiFT, pyramid and detectron2's heads on 8 real images of COCO,
-# evaluated on the same 8. On a CPU, in minutes. $LIFT_DET_WEIGHTS/vit_small_patch14_fp16.safetensors holds the ViT.
+# Test that overfits Mask R-CNN, frozen ViT-S/14 with LiFT, to 8 images of COCO, on a CPU.
+# Expects the ViT in $LIFT_DET_WEIGHTS/vit_small_patch14_fp16.safetensors.
 import os
 
 from .mask_rcnn_lift_dinov2_vits14_320 import dataloader, image_size, lr_multiplier, model, optimizer, train

@@ -1,4 +1,4 @@
-"""What several subcommands ask for: a trained model, images, overrides."""
+"""Arguments that several subcommands share: a model, a ViT, a LiFT, a training, overrides."""
 
 from __future__ import annotations
 
@@ -10,83 +10,139 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """Arguments that do not go together: exit code 2, as argparse's own errors."""
+    """Arguments that do not go together: exit code 2, like argparse's own errors."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``--from``, ``--config-file``, ``--weights`` and ``--device``; see :func:`read_model_arguments`."""
-    group = parser.add_argument_group("the model", "either --from, or --config-file and --weights")
-    group.add_argument(
-        "--from",
-        dest="folder",
-        metavar="DIR",
-        help="a training's output folder, the one of metrics.json: config, weights and class names are in it",
-    )
+    group = parser.add_argument_group("model", "either --from, or --config-file and --weights")
+    group.add_argument("--from", dest="folder", metavar="DIR", help="output folder of a training, with metrics.json")
     group.add_argument("--config-file", metavar="CONFIG", help="a path, or a name that `lift-det configs` lists")
-    group.add_argument("--weights", metavar="FILE", help="(with --from: in place of the folder's best or last)")
-    group.add_argument("--device", help="cuda or cpu (cuda where there is one)")
+    group.add_argument("--weights", metavar="FILE", help="checkpoint (default with --from: the folder's best or last)")
+    add_device_argument(group)
+
+
+def add_device_argument(parser: argparse._ActionsContainer) -> None:
+    """Adds ``--device``."""
+    parser.add_argument("--device", help="cuda or cpu (default: cuda if available)")
 
 
 def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> tuple[Any, str]:
-    """The config, overrides applied, and the path of the weights.
+    """The config, with overrides, and the path of the weights.
 
     Raises:
-        UsageError: neither a folder nor a config with weights was named, or both.
-        FileNotFoundError, ValueError, lift_det.config.ConfigNotFoundError: what was named is not there or unusable.
+        UsageError: neither a folder nor a config with weights is named, or both.
+        FileNotFoundError, ValueError, lift_det.config.ConfigNotFoundError: the model cannot be read.
     """
     from lift_det import config
     from lift_det.engine import read_output_folder
 
     if bool(arguments.folder) == bool(arguments.config_file):
-        raise UsageError("name a model: --from DIR, a training's output folder, or --config-file CONFIG --weights FILE")
+        raise UsageError("name a model: either --from DIR, or --config-file CONFIG --weights FILE")
     if arguments.config_file and not arguments.weights:
-        raise UsageError("--config-file needs --weights FILE: the trained weights of that config")
+        raise UsageError("--config-file needs --weights FILE, the trained weights")
     if not arguments.folder:
         return config.load(arguments.config_file, overrides), arguments.weights
     cfg, weights = read_output_folder(arguments.folder, arguments.weights)
     return config.apply_overrides(cfg, overrides), weights
 
 
+def add_vit_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds ``--backbone``, ``--architecture``, ``--num-heads``, ``--layer`` and ``--facet``."""
+    group = parser.add_argument_group("ViT")
+    group.add_argument(
+        "--backbone",
+        required=required,
+        metavar="NAME|CHECKPOINT",
+        help="a pretrained ViT: its name in timm, which downloads it, or a file of weights in any supported format",
+    )
+    group.add_argument("--architecture", metavar="NAME", help="timm's name of the ViT in a CHECKPOINT without one")
+    group.add_argument("--num-heads", type=int, help="of the ViT in a CHECKPOINT, if timm's architecture has others")
+    group.add_argument("--layer", type=int, help="block of the ViT, from 0 (default: the LiFT's, or the last)")
+    facets = ("token", "key", "query", "value")
+    group.add_argument("--facet", choices=facets, help="of the block (default: the LiFT's, or token)")
+
+
+def add_lift_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds ``--lift`` and ``--paper-patch-size``; see :func:`read_lift`."""
+    parser.add_argument("--lift", required=required, metavar="FILE", help="a trained LiFT, such as lift.safetensors")
+    parser.add_argument(
+        "--paper-patch-size",
+        type=int,
+        metavar="PIXELS",
+        help="patch size (8 or 16), if the LiFT is a file of the paper's authors, which does not contain it",
+    )
+
+
 def read_lift(arguments: argparse.Namespace) -> Any:
-    """The LiFT of ``--lift``; ``--paper-patch-size`` says what a file of the paper's authors does not."""
+    """Loads the LiFT of ``--lift``."""
     from lift_det import load_lift
 
     return load_lift(arguments.lift, arguments.paper_patch_size, False if arguments.paper_patch_size else None)
 
 
+def build_extractor(arguments: argparse.Namespace, lift: Any, steps: int = 1) -> Any:
+    """The FeatureExtractor of ``--backbone``, with the layer and the facet that the LiFT was trained on."""
+    from lift_det import FeatureExtractor
+    from lift_det.modeling import FeatureSpec, find_vit
+
+    trained_on = FeatureSpec() if lift is None else lift.trained_on
+    layer = trained_on.layer if arguments.layer is None else arguments.layer
+    facet = arguments.facet or trained_on.facet or "token"
+    final_norm = trained_on.final_norm if facet == "token" else None
+    vit = find_vit(arguments.backbone, arguments.architecture, arguments.num_heads).build()
+    return FeatureExtractor(vit, lift, layer=layer, facet=facet, final_norm=final_norm, steps=steps).eval()
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what trainings of detectors and of LiFT share."""
+    parser.add_argument("--batch-size", type=int, help="images per iteration, over all GPUs (default: the config's)")
+    parser.add_argument("--iterations", type=int, help="length of the training (default: the config's)")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes, one for each GPU (default: 1)")
+    add_device_argument(parser)
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
+    add_overrides(parser)
+
+
 def choose_device(arguments: argparse.Namespace) -> str:
-    """``--device``, or a GPU where there is one.
+    """``--device``, or cuda if available.
 
     Raises:
-        UsageError: several processes on a CPU, where detectron2 would have them meet on the GPUs.
+        UsageError: several processes on the CPU of a machine with GPUs, for which detectron2 would use NCCL.
     """
     import torch
 
     if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
-        raise UsageError("on a CPU, hide the GPUs (CUDA_VISIBLE_DEVICES=) or take --num-gpus 1.")
+        raise UsageError("several processes on the CPU need hidden GPUs: set CUDA_VISIBLE_DEVICES= or --num-gpus 1")
     return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def accept_overrides(parser: argparse.ArgumentParser, positional: str) -> None:
-    """Lets ``key=value`` stand anywhere on a subcommand's line: what argparse leaves over joins that positional."""
-    parser.set_defaults(overrides_join=positional)
+def add_overrides(parser: argparse.ArgumentParser, positional: str = "overrides") -> None:
+    """Accepts ``key=value`` anywhere on the command line; :func:`split_overrides` takes them from ``positional``."""
+    if positional == "overrides":
+        parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the config")
+    parser.set_defaults(overrides_in=positional)
 
 
-def join_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
-    """What argparse has left over: overrides where the subcommand takes them, else an error that ends the process."""
-    positional = getattr(arguments, "overrides_join", None)
+def split_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Moves all ``key=value`` to ``arguments.overrides``.
+
+    Args:
+        parser: reports arguments that are unknown.
+        arguments: changed.
+        rest: the arguments that argparse did not recognize.
+    """
+    positional = getattr(arguments, "overrides_in", None)
     if rest and (positional is None or not all(map(is_override, rest))):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        setattr(arguments, positional, [*getattr(arguments, positional), *rest])
+    if positional is not None:
+        values = [*getattr(arguments, positional), *rest]
+        arguments.overrides = values
+        if positional != "overrides":
+            arguments.overrides = [value for value in values if is_override(value)]
+            setattr(arguments, positional, [value for value in values if not is_override(value)])
 
 
 def is_override(value: str) -> bool:
-    """Whether it is ``key=value``, and no file of that name is there."""
+    """Whether a value is ``key=value`` and not an existing file."""
     return bool(re.match(r"[A-Za-z_][\w.\[\]]*=", value)) and not os.path.exists(value)
-
-
-def split_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits positional arguments into names (of files, of folders) and ``key=value`` overrides."""
-    overrides = [value for value in values if is_override(value)]
-    return [value for value in values if value not in overrides], overrides

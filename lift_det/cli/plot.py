@@ -1,38 +1,29 @@
-"""`lift-det plot`: the curves of trainings, from their `metrics.json`."""
+"""Plots losses, learning rate and AP of trainings, from their metrics.json.
+
+examples:
+  lift-det plot output/mine
+  lift-det plot output/lift output/bilinear --output curves.png
+
+There is a panel for each loss, for AP (of a LiFT: the cosine similarity to the true features) and for the learning
+rate. Losses are smoothed. A training may still be running.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-_EPILOG = """\
-examples:
-  lift-det plot output/mine
-  lift-det plot output/lift output/bilinear --output curves.png
 
-The picture has a panel for each loss, for the AP of boxes and of masks (a LiFT's: the cosine to the true features) and
-for the learning rate. Losses are smoothed, over the faint curve as it was written. A training may still be running.
-"""
-
-
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add `plot` to the command."""
-    parser = subparsers.add_parser(
-        "plot",
-        help="draw losses, learning rate and AP of trainings",
-        description="Draws what trainings have written to metrics.json; several are drawn over each other.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folders of trainings, those of metrics.json")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lift-det plot`."""
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folders of trainings, with metrics.json")
     parser.add_argument(
-        "--output", metavar="FILE", help=".png, .pdf or .svg (plot.png in the folder; of several, in the current one)"
+        "--output", metavar="FILE", help=".png, .pdf or .svg (default: plot.png, in the folder if there is only one)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw, and say what."""
+    """Plots."""
     from lift_det.visualization import plot_training
 
     folders = arguments.folders

@@ -1,109 +1,77 @@
-"""`lift-det pretrain`: trains LiFT for a pretrained ViT on a folder of images."""
+"""Trains LiFT, without labels, for a pretrained ViT, and evaluates it beside bilinear upsampling.
+
+examples:
+  lift-det pretrain --images photos --backbone vit_small_patch14_dinov2.lvd142m --output output/lift
+  lift-det pretrain --images coco/train2017 --val coco/val2017 --backbone dino_deitsmall16_pretrain.pth \\
+      --architecture vit_small_patch16_224.dino --output output/lift --iterations 2000 optimizer.lr=5e-4
+
+It trains configs/common/lift_training.py (on a CPU configs/LiFT/lift_vits14_cpu.py). --output gets lift.safetensors,
+which load_lift() and the detectors' configs read, and the usual files of a detectron2 training.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from typing import TYPE_CHECKING
 
-from .arguments import accept_overrides, choose_device
+from .arguments import add_training_arguments, add_vit_arguments, choose_device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_EPILOG = """\
-examples:
-  lift-det pretrain --images photos --backbone vit_small_patch14_dinov2.lvd142m --output output/lift
-  lift-det pretrain --images coco/train2017 --val coco/val2017 --backbone dino_deitsmall16_pretrain.pth \\
-      --architecture vit_small_patch16_224.dino --output output/lift --steps 2000 optimizer.lr=5e-4
 
-It trains a config of configs/LiFT/ (the one for a CPU where there is no GPU) and leaves in --output what any training
-of detectron2 does, and lift.safetensors, which load_lift() and the detectors' configs read.
-"""
-
-
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add `pretrain` to the command."""
-    parser = subparsers.add_parser(
-        "pretrain",
-        help="train LiFT for a pretrained ViT on a folder of images",
-        description="Trains LiFT without labels, evaluates it beside nearest, bilinear and bicubic upsampling, and "
-        "prints the table.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--images", nargs="+", required=True, metavar="DIR", help="folders of images, at any depth")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lift-det pretrain`."""
+    add_vit_arguments(parser)
+    parser.add_argument("--images", nargs="+", required=True, metavar="DIR", help="folders, searched at any depth")
     parser.add_argument(
-        "--val", nargs="+", metavar="DIR", help="folders to evaluate on; left out: every 20th image of --images"
+        "--val", nargs="+", metavar="DIR", help="folders to evaluate on (default: every 20th image of --images)"
     )
-    parser.add_argument(
-        "--backbone",
-        required=True,
-        metavar="NAME|CHECKPOINT",
-        help="timm's name of a pretrained ViT, which timm downloads, or a file of weights in any format lift_det knows",
-    )
-    parser.add_argument("--architecture", metavar="NAME", help="of a CHECKPOINT that does not say: timm's name")
-    parser.add_argument("--num-heads", type=int, help="of a CHECKPOINT, where timm's architecture has others")
     parser.add_argument("--output", required=True, metavar="DIR", help="for checkpoints, metrics and lift.safetensors")
-    parser.add_argument("--layer", type=int, help="the ViT's block whose features are lifted, from 0 (the last)")
-    parser.add_argument("--facet", default="token", choices=("token", "key", "query", "value"), help="(token)")
-    parser.add_argument("--steps", type=int, help="training iterations (the config's)")
-    parser.add_argument("--batch-size", type=int, help="images in a step, over all GPUs (the config's)")
-    parser.add_argument("--image-size", type=int, help="pixels, a multiple of four patches (448, or the next one)")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes, one for each GPU (1)")
-    parser.add_argument("--device", help="cuda or cpu (cuda where there is one)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="overrides of the config")
-    accept_overrides(parser, "opts")
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--image-size", type=int, help="pixels, a multiple of four patches (default: 448, or the next such multiple)"
+    )
+    add_training_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train."""
+    """Trains."""
     from lift_det.engine import launch, pretraining_config
     from lift_det.modeling import find_vit
 
-    device = choose_device(arguments)
     cfg = pretraining_config(
         find_vit(arguments.backbone, arguments.architecture, arguments.num_heads),
         arguments.images,
         arguments.output,
         val=arguments.val,
-        device=device,
+        device=choose_device(arguments),
         layer=arguments.layer,
-        facet=arguments.facet,
-        steps=arguments.steps,
+        facet=arguments.facet or "token",
+        iterations=arguments.iterations,
         batch_size=arguments.batch_size,
         image_size=arguments.image_size,
-        overrides=arguments.opts,
+        overrides=arguments.overrides,
     )
-    launch(_train, arguments.num_gpus, dist_url="auto", args=(cfg, arguments.resume, arguments.opts))
+    launch(_train, arguments.num_gpus, dist_url="auto", args=(cfg, arguments.resume, arguments.overrides))
     return 0
 
 
-def _train(cfg: DictConfig, resume: bool, opts: list[str]) -> None:
-    """What each process runs."""
+def _train(cfg: DictConfig, resume: bool, overrides: list[str]) -> None:
+    """Runs in each process."""
     from detectron2.utils import comm
 
+    from lift_det.checkpoint import read_state_dict
     from lift_det.engine import do_train
+    from lift_det.evaluation import reconstruction_table
 
     from .terminal import set_up
 
-    do_train(set_up(cfg, opts, resume), cfg)
+    do_train(set_up(cfg, overrides, resume), cfg)
     if comm.is_main_process():
-        print(_closing(cfg.train.output_dir))
-
-
-def _closing(output: str) -> str:
-    import json
-
-    from lift_det.checkpoint import read_state_dict
-    from lift_det.evaluation import reconstruction_table
-
-    path = os.path.join(output, "lift.safetensors")
-    metadata = read_state_dict(path)[1]
-    table = reconstruction_table(json.loads(metadata["reconstruction"]))
-    return (
-        f"\nFeatures of {metadata['evaluated_images']} images against the true ones, after {metadata['steps']} steps:"
-        f"\n\n{table}\n\nLiFT: {path}. Picture: {os.path.join(output, 'reconstruction.png')}."
-    )
+        path = os.path.join(cfg.train.output_dir, "lift.safetensors")
+        metadata = read_state_dict(path)[1]
+        print(f"\nFeatures of {metadata['evaluated_images']} images compared with the true ones:\n")
+        print(reconstruction_table(json.loads(metadata["reconstruction"])))
+        print(f"\nWritten: {path}, after {metadata['steps']} iterations")

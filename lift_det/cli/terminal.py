@@ -1,4 +1,4 @@
-"""Setting a training up for a terminal: its log goes to the file, warnings and errors to the user as well."""
+"""Set-up of a training in a terminal, which shows only warnings, progress bars and results."""
 
 from __future__ import annotations
 
@@ -12,27 +12,23 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def set_up(cfg: DictConfig, opts: Sequence[str], resume: bool) -> argparse.Namespace:
-    """detectron2's ``default_setup``, with the terminal left to progress bars and results.
-
-    Args:
-        cfg: its ``train.output_dir`` is where the log file is written.
-        opts: the overrides on the command line, for the log.
-        resume: go on from the last checkpoint.
+def set_up(cfg: DictConfig, overrides: Sequence[str], resume: bool) -> argparse.Namespace:
+    """detectron2's ``default_setup`` with the log in ``train.output_dir`` only.
 
     Returns:
-        The arguments that :func:`lift_det.engine.do_train` takes.
+        The arguments of :func:`lift_det.engine.do_train`.
     """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    # the calls of default_setup, which are cached by their arguments: it finds the loggers as they are here
-    loggers = [setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="fvcore")]
-    loggers.append(setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank()))
-    for handler in (handler for logger in loggers for handler in logger.handlers):
-        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-            handler.setLevel(logging.WARNING)
-    arguments = argparse.Namespace(config_file="", opts=opts, eval_only=False, resume=resume)
+    for name in ("fvcore", "detectron2"):
+        # as default_setup calls it, which then gets this logger from a cache
+        options = {"name": name} if name == "fvcore" else {}
+        logger = setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), **options)
+        for handler in logger.handlers:
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                handler.setLevel(logging.WARNING)
+    arguments = argparse.Namespace(config_file="", opts=overrides, eval_only=False, resume=resume)
     default_setup(cfg, arguments)
     return arguments

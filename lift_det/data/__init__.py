@@ -1,7 +1,7 @@
-"""Data sets: a synthetic COCO, unlabelled image folders, subsets of COCO, one's own in COCO's format, and checks.
+"""Data sets: COCO-format annotations and their check, image folders, and a synthetic COCO.
 
 Importing registers ``lift_det_synthetic_{train,val}``, ``coco_2017_train_overfit8`` and ``coco_2017_val_first2`` with
-detectron2, and does nothing else: nothing is opened or drawn.
+detectron2; it reads no file.
 """
 
 from .coco_check import check_coco

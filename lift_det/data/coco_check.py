@@ -1,19 +1,60 @@
-"""Checks a COCO-format data set before anything is trained on it: what is wrong, with ids, and what is left to use."""
+"""Check of a COCO-format data set before training."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
-from .coco_annotations import AnnotationChecker
-from .coco_findings import ERROR, NOTED, SKIPPED, CocoCheck, CocoFinding, entry_fault
-from .coco_images import check_images
-from .coco_json import read_coco
-from .errors import DatasetError
+import pycocotools.mask as mask_util
+from detectron2.data import detection_utils
+from PIL import Image
+from tqdm import tqdm
 
-_JSON_ADVICE = "Expected annotations of objects, such as COCO's instances_train2017.json."
+from .coco_findings import ERROR, NOTED, SKIPPED, CocoCheck, CocoFinding
+from .coco_masks import Unusable, are_coordinates, mask_area_and_box, read_mask
+from .errors import DatasetError
+from .images import read_rgb
+
+#: pixels by which boxes may leave the image: annotation tools round
+_TOLERANCE = 1
+#: how complete files end; files of other formats are decoded to find out
+_FILE_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+_EXIF_ORIENTATION = 274
+
+Entry = dict[str, Any]
+
+
+def read_coco(json_file: str) -> Entry:
+    """Reads an annotation file, the lists of which are present but not checked."""
+    check_file(json_file)
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        size = os.path.getsize(json_file)
+        raise DatasetError(f"'{json_file}' ({size} bytes) is no complete JSON: {error}. Fetch it again.") from error
+    lists = content if isinstance(content, dict) else {}
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(lists.get(key), list) or (key != "annotations" and not lists[key])]
+    if missing:
+        raise DatasetError(
+            f"'{json_file}' is not in COCO's format for objects: expected the lists {', '.join(keys)}; "
+            f"{', '.join(missing)} missing or empty in a {type(content).__name__} with the keys {sorted(lists)}."
+        )
+    return content
+
+
+def check_file(json_file: str, advice: str = "") -> None:
+    """Raises a DatasetError if an annotation file is missing or empty."""
+    if not os.path.isfile(json_file):
+        raise DatasetError(f"The annotation file '{os.path.abspath(json_file)}' is missing. {advice}")
+    if os.path.getsize(json_file) == 0:
+        raise DatasetError(f"The annotation file '{json_file}' is empty (0 bytes): fetch it again. {advice}")
 
 
 def check_coco(
@@ -25,146 +66,305 @@ def check_coco(
     decode_images: bool = False,
     progress: bool = False,
 ) -> CocoCheck:
-    """Checks annotations and images, and takes out what cannot be used.
+    """Checks a COCO-format data set and removes what cannot be used.
 
-    What one bad annotation or image leaves unclear costs that one (``"skipped"``); what leaves more unclear than one
-    has to be mended by a person (``"error"``); what is harmless, or can be mended without a doubt, is kept and said
-    (``"noted"``). Boxes and polygons may leave the image by a pixel. What becomes of each kind:
-
-    - Errors: an id that several different images, annotations or categories have, category names that come twice,
-      categories without an id or a name, other categories than ``thing_classes``, category ids that are all one off,
-      boxes that are all corners or all fractions, more objects without a mask than with one, no object left.
-    - Skipped images: missing, unreadable or cut off, or of another size than stated (EXIF may turn them). Their
-      annotations go with them.
-    - Skipped annotations: keys that are missing or of the wrong type, an unknown image or category, no box, or one
-      without a size or outside the image, no usable polygon or RLE where others have one, a mask that does not meet
-      its box, ``ignore`` (which detectron2 refuses).
-    - Noted and mended: a box that leaves the image is cut to it; a missing box is that of the mask; a size that an
-      image lacks is read from its file; a missing ``area`` is computed, a missing ``iscrowd`` is 0; of several polygons
-      the unusable ones are left out.
-    - Noted and left: polygons that cross themselves (one in 400 of COCO's own does, mostly within a few pixels, and
-      without the annotation the object would be background; what training's crops lose of one is said), polygons that
-      leave the image, masks that fit their box badly, images without annotations, file names that come twice, EXIF
-      orientations, images of more than 8 bits, masks as RLE, the annotation id 0.
+    A finding is an error (a person has to decide how to fix it), skipped (an image or annotation is left out) or noted
+    (it is kept, and fixed if it can be); docs/own_data.md lists them.
 
     Args:
         json_file: annotations in COCO's format.
-        image_root: the folder that the images' file names start from.
-        thing_classes: names by category id that the file has to have, those of the training set for one to evaluate
-            on; None takes what is there.
-        read_images: open every image; otherwise only those whose size the annotations do not state. Files that are
-            missing are found either way. Of JPEG and PNG the header is read, and whether the end of the file is there.
-        decode_images: with ``read_images``, read all of every image, which finds damage in its middle, too.
+        image_root: the folder that file names are relative to.
+        thing_classes: expected names by category id, such as those of the training set; None accepts any.
+        read_images: read the header of every image and whether the file is complete; otherwise only of images
+            without a stated size. Formats other than JPEG and PNG are decoded.
+        decode_images: with ``read_images``, decode every image, which finds damage in the middle of a file.
         progress: show progress bars on stderr.
 
-    Returns:
-        What was found, and what is left to use.
-
     Raises:
-        DatasetError: the file or the folder is missing, the file is no COCO JSON, or none of its images is there.
+        DatasetError: the file or folder is missing, the file is not in COCO's format, or no image exists.
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    content = read_coco(json_file, f"The annotation file '{json_file}'", _JSON_ADVICE)
+    content = read_coco(json_file)
     if not os.path.isdir(image_root):
-        raise DatasetError(f"The image folder is missing: there is no folder '{os.path.abspath(image_root)}'.")
-
-    findings: list[CocoFinding] = []
-    # "unknown" and "left out" are different things to say of an annotation's image
-    image_ids, images = check_images(content["images"], image_root, findings, read_images, decode_images, progress)
-    used = {
-        a["category_id"] for a in content["annotations"] if isinstance(a, dict) and type(a.get("category_id")) is int
-    }
-    categories = _check_categories(content["categories"], used, thing_classes, findings)
-    checker = AnnotationChecker(image_ids, images, {c["id"] for c in categories}, findings)
-    annotations = checker.check(content["annotations"], progress)
-    _check_what_is_left(images, annotations, checker.listed_per_image, findings)
-
-    names = {category["id"]: category["name"] for category in categories}
-    # some readers of the file ask for info and licenses
-    left = {"images": list(images.values()), "annotations": annotations, "categories": categories}
+        raise DatasetError(f"The image folder '{os.path.abspath(image_root)}' is missing.")
+    checker = _Checker(content, progress)
+    images = checker.check_images(image_root, read_images, decode_images)
+    categories = checker.check_categories(thing_classes)
+    annotations = checker.check_annotations(images, categories)
+    cleaned = {"images": list(images.values()), "annotations": annotations, "categories": list(categories.values())}
     return CocoCheck(
         json_file=json_file,
         image_root=image_root,
-        findings=findings,
-        categories=dict(sorted(names.items())),
-        cleaned={"info": {}, "licenses": [], **content, **left},
+        findings=checker.findings,
+        categories={id_: categories[id_]["name"] for id_ in sorted(categories)},
+        cleaned={"info": {}, "licenses": [], **content, **cleaned},  # some readers need info and licenses
         images_listed=len(content["images"]),
         annotations_listed=len(content["annotations"]),
     )
 
 
-def _check_categories(
-    listed: Sequence[Any], used: set[int], expected: Mapping[int, str] | None, findings: list[CocoFinding]
-) -> list[dict[str, Any]]:
-    """Returns those that can be used, each id once."""
+class _Checker:
+    """Checks the lists of an annotation file and collects findings."""
 
-    def add(kind: str, severity: str, text: str) -> None:
-        findings.append(CocoFinding(kind, severity, text))
+    def __init__(self, content: Mapping[str, Any], progress: bool) -> None:
+        self.findings: list[CocoFinding] = []
+        self.images: dict[int, Entry] = {}
+        self.images = self._by_id("image", content["images"], id=int, file_name=str)
+        self.categories = self._by_id("category", content["categories"], id=int, name=str)
+        self.annotations = self._by_id("annotation", content["annotations"], id=int, image_id=int, category_id=int)
+        self._num_masks = sum(1 for annotation in self.annotations.values() if annotation.get("segmentation"))
+        self._computed: dict[str, list[int]] = {"area": [], "iscrowd": []}  # ids of annotations without a valid value
+        self._box_counts: Counter[str] = Counter()
+        self._progress = progress
 
-    by_id: dict[int, dict[str, Any]] = {}
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for position, category in enumerate(listed, start=1):
-        fault = entry_fault(category, {"id": int, "name": str})
-        if fault:
-            add("category without an id or a name", ERROR, f"category number {position} of the file: {fault}")
-        elif category["id"] not in by_id:
-            by_id[category["id"]] = category
-            by_name[category["name"]].append(category["id"])
-        elif category["name"] == by_id[category["id"]]["name"]:
-            add("duplicate category", SKIPPED, f"category {category['id']} '{category['name']}' comes twice")
-        else:
-            names = f"'{by_id[category['id']]['name']}' and '{category['name']}'"
-            add("duplicate category id", ERROR, f"category {category['id']} is {names}; give each an id of its own")
+    def _add(self, severity: str, kind: str, text: str, annotation: Any = None, image: Any = None) -> None:
+        """Adds a finding; its text begins with the annotation or image that it concerns."""
+        annotation_id = None
+        if isinstance(annotation, dict):
+            annotation_id, image = annotation.get("id"), {"id": annotation.get("image_id")}
+        image_id = image.get("id") if isinstance(image, dict) else None
+        names = [] if annotation_id is None else [f"annotation {annotation_id!r:.20}"]
+        if image_id is not None:
+            listed = self.images.get(image_id) if type(image_id) is int else None
+            names.append(f"image {image_id!r:.20}" + (f" ({listed['file_name']:.100})" if listed else ""))
+        text = f"{' of '.join(names)}: {text}" if names else text
+        self.findings.append(CocoFinding(kind, severity, text, annotation_id, image_id))
 
-    for name, ids in by_name.items():
-        # Some tools list the name of the data set as a category 0 that no annotation has.
-        meant = [id_ for id_ in ids if id_ in used] or [id_ for id_ in ids if id_ in (expected or ())] or ids[:1]
-        if len(meant) > 1:
-            text = f"'{name}' is the name of the categories {', '.join(map(str, ids))}; give them one id or two names"
-            add("duplicate category name", ERROR, text)
-        elif len(ids) > 1:
-            for id_ in set(ids) - set(meant):
-                del by_id[id_]
-                text = f"category {id_} '{name}' has the name of category {meant[0]}, and no annotation"
-                add("duplicate category name", SKIPPED, text)
+    def _by_id(self, what: str, entries: list[Any], **types: type) -> dict[int, Entry]:
+        """Returns the entries that have keys of these types, one for each id."""
+        by_id: dict[int, Entry] = {}
+        for position, entry in enumerate(entries, start=1):
+            valid = isinstance(entry, dict) and all(type(entry.get(k)) is types[k] and entry[k] != "" for k in types)
+            if valid and by_id.setdefault(entry["id"], entry) is entry:
+                continue
+            found = {key: entry.get(key) for key in types} if isinstance(entry, dict) else entry
+            name = f"{what} number {position} of the file, {found!r:.100},"
+            if not valid:
+                expected = ", ".join(f"{key} ({type_.__name__})" for key, type_ in types.items())
+                severity = ERROR if what == "category" else SKIPPED
+                finding = (severity, f"invalid {what}", f"{name} lacks one of {expected}")
+            elif by_id[entry["id"]] == entry:
+                finding = (SKIPPED, f"duplicate {what}", f"{name} is listed before")
+            else:
+                finding = (ERROR, f"duplicate {what} id", f"{name} has the id of another one; give it its own")
+            self._add(*finding, **({} if what == "category" else {what: entry}))
+        return by_id
 
-    unknown = used - set(by_id)
-    for step, found in ((1, "one less"), (-1, "one more")):
-        if unknown and {id_ + step for id_ in used} <= set(by_id):
-            text = (
-                f"the annotations' category ids go from {min(used)} to {max(used)}, those of the categories from "
-                f"{min(by_id)} to {max(by_id)}: every one seems to be {found} than is meant; make them agree"
-            )
-            add("category ids one off", ERROR, text)
+    def check_images(self, image_root: str, read: bool, decode: bool) -> dict[int, Entry]:
+        """Returns the usable images by id, with their sizes."""
+        usable: dict[int, Entry] = {}
+        missing: list[str] = []
+        id_of_file: dict[str, int] = {}
+        for id_, image in tqdm(self.images.items(), "checking images", disable=not self._progress):
+            path = os.path.normpath(os.path.join(image_root, image["file_name"]))
+            if not os.path.isfile(path):
+                missing.append(path)
+                self._add(SKIPPED, "image file missing", f"there is no file '{path}'", image=image)
+                continue
+            other = id_of_file.setdefault(path, id_)
+            if other != id_:
+                text = f"image {other} has the same file; what is annotated in one is background in the other"
+                self._add(NOTED, "duplicate file name", text, image=image)
+            size = (image.get("width"), image.get("height"))
+            if read or not _is_size(size):
+                size = self._read_size(image, path, decode)
+            if size is not None:
+                usable[id_] = {**image, "width": size[0], "height": size[1]}
+        if missing and len(missing) == len(self.images):
+            text = "Name the folder that the file names in the annotations are relative to."
+            raise DatasetError(f"None of the {len(missing)} images exists; the first is '{missing[0]}'. {text}")
+        return usable
 
-    if expected is not None:
-        there = {id_: category["name"] for id_, category in by_id.items()}
-        for id_ in sorted(set(there) | set(expected)):
-            if there.get(id_) != expected.get(id_):
-                here = f"is '{there[id_]}'" if id_ in there else "is missing"
-                other = f"'{expected[id_]}'" if id_ in expected else "no category of that id"
-                text = f"category {id_} {here} here, expected {other}"
-                add("categories that do not match", ERROR, text)
-    return list(by_id.values())
+    def _read_size(self, image: Entry, path: str, decode: bool) -> tuple[int, int] | None:
+        """Returns an image file's width and height; None if it cannot be used."""
+        try:
+            size, orientation, mode = _read_header(path, decode)
+        except Exception as error:  # Pillow raises many types for broken files
+            self._add(SKIPPED, "unreadable image", read_rgb(path)[1] or str(error), image=image)
+            return None
+        stated = (image.get("width"), image.get("height"))
+        found = f"{size[0]} x {size[1]}"
+        if not _is_size(stated):
+            text = f"width and height are {stated!r:.40}; taken from the file, {found}"
+            self._add(NOTED, "image without a size", text, image=image)
+        elif stated != size:
+            text = f"annotated as {stated[0]} x {stated[1]}, the file has {found}"
+            if orientation > 1:
+                text += f" by its EXIF orientation {orientation}: remove that from the file, or turn the annotations"
+            self._add(SKIPPED, "image size", text, image=image)
+            return None
+        elif orientation > 1 and (orientation < 5 or size[0] == size[1]):  # others show in the size
+            text = f"its EXIF orientation {orientation} turns or mirrors it; check that the annotations are, too"
+            self._add(NOTED, "EXIF orientation", text, image=image)
+        if mode[0] in "IF":
+            text = f"its pixels have more than 8 bits (mode {mode}); values above 255 are read as white"
+            self._add(NOTED, "image of more than 8 bits", text, image=image)
+        return size
+
+    def check_categories(self, expected: Mapping[int, str] | None) -> dict[int, Entry]:
+        """Returns the usable categories by id."""
+        used = {annotation["category_id"] for annotation in self.annotations.values()}
+        usable = dict(self.categories)
+        ids_by_name = defaultdict(list)
+        for id_, category in self.categories.items():
+            ids_by_name[category["name"]].append(id_)
+        for name, ids in ids_by_name.items():
+            # Some tools list a class once more, as a category 0 that no annotation has.
+            kept = used.intersection(ids) or set(expected or ()).intersection(ids) or {ids[0]}
+            if len(kept) > 1:
+                text = f"'{name}' is the name of the categories {ids}: give them one id, or different names"
+                self._add(ERROR, "duplicate category name", text)
+                continue
+            for id_ in set(ids) - kept:
+                text = f"no annotation has it, and '{name}' is the name of category {min(kept)}, too"
+                del usable[id_]
+                self._add(SKIPPED, "duplicate category name", f"category {id_}: {text}")
+        for step in (1, -1):
+            if not used <= usable.keys() and {id_ + step for id_ in used} <= usable.keys():
+                text = f"annotations have the ids {sorted(used)!s:.60}, categories {sorted(usable)!s:.60}; add {step}?"
+                self._add(ERROR, "category ids off by one", text)
+        for id_ in sorted(usable.keys() | expected.keys()) if expected is not None else ():
+            found = usable[id_]["name"] if id_ in usable else None
+            if found != expected.get(id_):
+                text = f"category {id_}: expected {expected.get(id_)!r}, found {found!r}"
+                self._add(ERROR, "categories that do not match", text)
+        return usable
+
+    def check_annotations(self, images: Mapping[int, Entry], categories: Mapping[int, Entry]) -> list[Entry]:
+        """Returns the usable annotations, fixed where possible."""
+        usable = []
+        annotations = self.annotations.values()
+        for annotation in tqdm(annotations, "checking annotations", disable=not self._progress):
+            try:
+                usable.append(self._check_annotation(annotation, images, categories))
+            except Unusable as reason:
+                self._add(SKIPPED, *reason.args, annotation)
+
+        for key, ids in self._computed.items():
+            if ids:
+                value = "computed" if key == "area" else "0, no crowd"
+                text = f"{len(ids)} annotations have no valid '{key}', now {value}: {str(ids[:20])[1:-1]}"
+                self._add(NOTED, f"no {key}", text)
+        listed = Counter(annotation["image_id"] for annotation in annotations)
+        annotated = {annotation["image_id"] for annotation in usable}
+        for id_, image in images.items():
+            if id_ not in annotated:
+                text = f"{listed[id_]} are listed, none is usable: the whole image counts as background"
+                self._add(NOTED, "image without annotations", text, image=image)
+        if 0 < self._num_masks < len(annotations) / 2:
+            text = f"only {self._num_masks} of {len(annotations)} annotations have one: add masks, or remove them all"
+            self._add(ERROR, "few masks", text)
+        counts = self._box_counts
+        are_corners = counts["corners"] == counts["all"] <= 3 * counts["leaving"]
+        if counts["all"] >= 10 and (are_corners or counts["fractions"] == counts["all"]):
+            text = f"all {counts['all']} boxes are {'corners' if are_corners else 'fractions of the image'}; expected "
+            self._add(ERROR, "boxes of another format", text + "[x, y, width, height] in pixels")
+        if all(annotation["iscrowd"] for annotation in usable):
+            text = f"{len(images)} usable images and {len(usable)} annotations have no object other than crowds"
+            self._add(ERROR, "nothing to train on", text)
+        return usable
+
+    def _check_annotation(
+        self, annotation: Entry, images: Mapping[int, Entry], categories: Mapping[int, Entry]
+    ) -> Entry:
+        image = images.get(annotation["image_id"])
+        if image is None:
+            listed = annotation["image_id"] in self.images
+            raise Unusable("no image", "its image is skipped" if listed else "there is no such image")
+        if annotation["category_id"] not in categories:
+            raise Unusable("unknown category", f"there is no category {annotation['category_id']}")
+        if annotation.get("ignore"):
+            raise Unusable("ignore", f"'ignore' is {annotation['ignore']!r:.20}, which detectron2 rejects")
+        iscrowd, area = annotation.get("iscrowd"), annotation.get("area")
+        if iscrowd not in (None, 0, 1):
+            raise Unusable("invalid iscrowd", f"'iscrowd' is {iscrowd!r:.30}, expected 0 or 1")
+        segmentation, mask_box = annotation.get("segmentation"), None
+        if segmentation:
+            segmentation, mask_box, notes = read_mask(segmentation, image["width"], image["height"])
+            for kind, text in notes:
+                self._add(NOTED, kind, text, annotation)
+        elif self._num_masks:
+            raise Unusable("no mask", f"'segmentation' is {segmentation!r:.20}, but other annotations have masks")
+        box = self._check_box(annotation, image, mask_box)
+        if annotation["id"] == 0:
+            self._add(NOTED, "annotation id 0", "COCO's evaluation never counts it as found; number from 1", annotation)
+        fixed = {**annotation, "bbox": box, "iscrowd": int(iscrowd or 0)}
+        if iscrowd is None:
+            self._computed["iscrowd"].append(annotation["id"])
+        if segmentation:
+            fixed["segmentation"] = segmentation
+        if type(area) not in (int, float) or not 0 < area < math.inf:
+            self._computed["area"].append(annotation["id"])
+            fixed["area"] = float(box[2] * box[3])
+            if segmentation:
+                fixed["area"] = mask_area_and_box(segmentation, image["width"], image["height"])[0]
+        return fixed
+
+    def _check_box(self, annotation: Entry, image: Entry, mask_box: list[float] | None) -> list[float]:
+        """Returns the box, clipped to the image if it leaves it by more than the tolerance."""
+        box = annotation.get("bbox")
+        if box is None or box == []:
+            if mask_box is None:
+                raise Unusable("no box", f"'bbox' is {box!r}, and there is no mask")
+            box = _clip(mask_box, image)
+            self._add(NOTED, "no box", f"taken from the mask, {box}", annotation)
+            return box
+        if not are_coordinates(box) or len(box) != 4:
+            raise Unusable("invalid box", f"expected four finite numbers [x, y, width, height], got {box!r:.60}")
+        x, y, width, height = box
+        if width <= 0 or height <= 0:
+            raise Unusable("box without a size", f"the box [x, y, width, height] is {box}")
+        right, bottom = image["width"] + _TOLERANCE, image["height"] + _TOLERANCE
+        leaves_behind = x + width > right or y + height > bottom
+        self._box_counts["all"] += 1
+        self._box_counts["leaving"] += leaves_behind
+        self._box_counts["corners"] += x < width <= right and y < height <= bottom
+        self._box_counts["fractions"] += max(box) <= 1
+        clipped = box
+        if x < 0 or y < 0 or x + width > image["width"] or y + height > image["height"]:
+            clipped = _clip(box, image)
+        if clipped[2] <= 0 or clipped[3] <= 0:
+            raise Unusable("box outside the image", f"{box} in an image of {image['width']} x {image['height']}")
+        # Boxes and masks of a few pixels differ by rounding.
+        if mask_box is not None and max(abs(a - b) for a, b in zip(box, mask_box, strict=True)) > 2 * _TOLERANCE:
+            iou = mask_util.iou([box], [mask_box], [0])[0][0]
+            if iou < 0.5:
+                text = f"the box is {box}, that of the mask {mask_box}, their IoU {iou:.2f}"
+                if iou == 0:
+                    raise Unusable("mask apart from its box", text)
+                self._add(NOTED, "mask that fits its box badly", text, annotation)
+        if leaves_behind or min(x, y) < -_TOLERANCE:
+            text = f"{box} in an image of {image['width']} x {image['height']}; clipped to {clipped}"
+            self._add(NOTED, "box that leaves the image", text, annotation)
+            return clipped
+        return box
 
 
-def _check_what_is_left(
-    images: Mapping[int, Any],
-    annotations: Sequence[Mapping[str, Any]],
-    listed_per_image: Mapping[int, int],
-    findings: list[CocoFinding],
-) -> None:
-    annotated = {annotation["image_id"] for annotation in annotations}
-    for id_, image in images.items():
-        if id_ in annotated:
-            continue
-        where = f"image {id_} ({image['file_name']})"
-        count = listed_per_image.get(id_, 0)
-        if count:
-            kind, text = "image that lost all annotations", f"{where}: none of its {count} can be used"
-        else:
-            kind, text = "image without annotations", f"{where}: taken to show none of the classes"
-        findings.append(CocoFinding(kind, NOTED, text, image_id=id_))
-    if all(annotation["iscrowd"] for annotation in annotations):
-        text = f"of {len(images)} usable images and {len(annotations)} annotations none is an object that is no crowd"
-        findings.append(CocoFinding("nothing to train on", ERROR, text))
+def _is_size(size: tuple[Any, Any]) -> bool:
+    return all(type(side) is int and side > 0 for side in size)
+
+
+def _read_header(path: str, decode: bool) -> tuple[tuple[int, int], int, str]:
+    """Returns width and height as detectron2 reads them, the EXIF orientation (1 to 8) and Pillow's mode."""
+    with open(path, "rb") as file, Image.open(file) as image:
+        size, mode, orientation = image.size, image.mode, 1
+        # Pillow would decode all of a PNG to find EXIF data behind the pixels.
+        if image.format != "PNG" or "exif" in image.info:
+            with contextlib.suppress(Exception):  # detectron2 ignores broken EXIF data, too
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = orientation if orientation in range(1, 9) else 1
+        position, end = file.tell(), _FILE_ENDS.get(image.format, b"")
+        file.seek(-len(end), os.SEEK_END)
+        if decode or not end or file.read() != end:
+            file.seek(position)
+            image.load()
+        if image.format == "TIFF":  # which Pillow turns, and then detectron2
+            return detection_utils.read_image(path, format="RGB").shape[1::-1], orientation, mode
+        return size if orientation < 5 else size[::-1], orientation, mode
+
+
+def _clip(box: list[float], image: Entry) -> list[float]:
+    x, y, width, height = box
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, image["width"]), min(y + height, image["height"])
+    return [round(number, 3) for number in (left, top, right - left, bottom - top)]

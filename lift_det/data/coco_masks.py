@@ -1,131 +1,117 @@
-"""Facts about the polygons and run-length encoded masks of COCO's annotation files."""
+"""Checks of polygons and run-length encoded masks, before pycocotools reads them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 import shapely
 
+#: pycocotools crashes on coordinates from about 1e8 on
+_MAX_COORDINATE = 1e6
 
-@dataclass
-class PolygonFacts:
-    """Of N polygons.
 
-    Attributes:
-        faults: why each cannot be used, as ``(kind, what it is)``; None for one that can.
-        bounds: of each, left, top, right and bottom in pixels; NaN where there are none.
-        crossings: of the polygons that cross themselves, by index: where, and what that costs.
+class Unusable(Exception):
+    """An annotation cannot be used; arguments are the kind and text of a finding."""
+
+
+def are_coordinates(numbers: Any) -> bool:
+    """Whether a value is a list of finite numbers that pycocotools can handle."""
+    if not isinstance(numbers, list) or not set(map(type, numbers)) <= {int, float}:
+        return False
+    return all(-_MAX_COORDINATE < number < _MAX_COORDINATE for number in numbers)
+
+
+def read_mask(segmentation: Any, width: int, height: int) -> tuple[Any, list[float], list[tuple[str, str]]]:
+    """Checks polygons or RLE of an image of that size, in pixels; raises Unusable if nothing of it can be used.
+
+    Returns:
+        The segmentation without invalid polygons, its box ``[x, y, width, height]``, and (kind, text) of findings.
     """
-
-    faults: list[tuple[str, str] | None]
-    bounds: list[list[float]]
-    crossings: dict[int, str]
-
-
-def polygon_facts(polygons: Sequence[Any]) -> PolygonFacts:
-    """Measures many polygons at once: a hundred times as quick as one by one.
-
-    Args:
-        polygons: what stands in a COCO file in place of flat lists ``[x0, y0, x1, y1, ...]``.
-    """
-    faults = [_shape_fault(polygon) for polygon in polygons]
-    bounds = np.full((len(polygons), 4), math.nan)
-    good = np.array([i for i, fault in enumerate(faults) if fault is None], dtype=np.int64)
-    if not len(good):
-        return PolygonFacts(faults, bounds.tolist(), {})
-    lengths = np.array([len(polygons[i]) // 2 for i in good])
-    points = np.array(list(chain.from_iterable(polygons[i] for i in good)), dtype=np.float64).reshape(-1, 2)
-    starts = np.cumsum(lengths) - lengths
-    bounds[good, :2] = np.minimum.reduceat(points, starts)
-    bounds[good, 2:] = np.maximum.reduceat(points, starts)
-
-    # A polygon is closed by its first point once more.
-    shapes = shapely.polygons(shapely.linearrings(points, indices=np.repeat(np.arange(len(good)), lengths)))
-    invalid = np.flatnonzero(~shapely.is_valid(shapes))
-    crossings = {}
-    for i, reason in zip(invalid, shapely.is_valid_reason(shapes[invalid]), strict=True):
-        area = shapely.make_valid(shapes[i]).area
-        if area == 0:
-            faults[good[i]] = ("polygon of zero area", "all its points are on one line")
-        # "Ring Self-intersection" is one that touches itself, which takes nothing from its inside.
-        elif reason.startswith("Self-intersection"):
-            x, y = (float(number) for number in reason[reason.index("[") + 1 : -1].split())
-            # what fvcore's crop makes of it before it cuts
-            lost = 1 - shapely.buffer(shapes[i], 0).area / area
-            said = f"; {lost:.0%} of it is lost where training crops the image" if lost >= 0.01 else ""
-            crossings[int(good[i])] = f"crosses itself at ({x:.1f}, {y:.1f}){said}"
-    return PolygonFacts(faults, bounds.tolist(), crossings)
+    if isinstance(segmentation, dict):
+        _check_rle(segmentation, width, height)
+        return segmentation, mask_area_and_box(segmentation, width, height)[1], []
+    if not isinstance(segmentation, list):
+        raise Unusable("invalid segmentation", f"expected polygons or RLE, got {segmentation!r:.40}")
+    usable, bounds, notes = [], [], []
+    for number, polygon in enumerate(segmentation, start=1):
+        try:
+            polygon_bounds, crossing = _read_polygon(polygon, width, height)
+        except ValueError as error:
+            notes.append(("invalid polygon", f"polygon {number} of {len(segmentation)} is removed: {error}"))
+            continue
+        usable.append(polygon)
+        bounds.append(polygon_bounds)
+        if crossing:
+            notes.append(("polygon that crosses itself", f"polygon {number} of {len(segmentation)}: {crossing}"))
+    if not usable:
+        raise Unusable(*notes[0])
+    lefts, tops, rights, bottoms = zip(*bounds, strict=True)
+    left, top = min(lefts), min(tops)
+    return usable, [left, top, max(rights) - left, max(bottoms) - top], notes
 
 
-def _shape_fault(polygon: Any) -> tuple[str, str] | None:
-    kind = "not a polygon"
-    if not isinstance(polygon, list):
-        return kind, f"it is {polygon!r:.30}, no list of numbers"
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in polygon):
-        return kind, f"not all of its {len(polygon)} coordinates are finite numbers"
-    if len(polygon) % 2:
-        return "polygon with an odd count of coordinates", f"{len(polygon)} numbers are no pairs of x and y"
-    if len(polygon) < 6:
-        return "polygon with fewer than 3 points", f"it has {len(polygon) // 2}"
-    return None
+def _read_polygon(polygon: Any, width: int, height: int) -> tuple[tuple[float, float, float, float], str]:
+    """Returns left, top, right and bottom, and where it crosses itself; raises a ValueError if it cannot be used."""
+    if not are_coordinates(polygon) or len(polygon) % 2 or len(polygon) < 6:
+        raise ValueError(f"expected x and y of at least 3 points, [x0, y0, x1, y1, ...], got {polygon!r:.60}")
+    shape = shapely.polygons(np.array(polygon, dtype=np.float64).reshape(-1, 2))
+    left, top, right, bottom = shape.bounds
+    if left >= width or top >= height or right <= 0 or bottom <= 0:
+        raise ValueError(f"it lies outside the image of {width} x {height}: {polygon!r:.60}")
+    crossing = ""
+    if not shape.is_valid:
+        if shape.convex_hull.area == 0:
+            raise ValueError(f"its area is zero: {polygon!r:.60}")
+        reason = shapely.is_valid_reason(shape)
+        if reason.startswith("Self-intersection"):  # not "Ring Self-intersection", which only touches itself
+            crossing = reason
+    return (left, top, right, bottom), crossing
 
 
-def rle_fault(segmentation: dict[str, Any], width: int, height: int) -> str:
-    """Why a run-length encoded mask cannot be used on an image of that size in pixels; empty if it can.
-
-    Whatever passes can be given to pycocotools, which writes where it should not on some of the others.
-    """
+def _check_rle(segmentation: Mapping[str, Any], width: int, height: int) -> None:
+    """Raises Unusable for masks on which pycocotools would access memory out of bounds, and for empty ones."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    if size != [height, width]:
-        return f"its size is {size!r:.40}, the image's [height, width] is [{height}, {width}]"
+    runs: list[int] = []
     if isinstance(counts, str):
         runs = _decode_counts(counts)
     elif isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts):
-        runs = np.array(counts, dtype=np.int64)
-    else:
-        return f"its counts are neither a string nor a list of whole numbers: {counts!r:.40}"
-    if runs is None or (runs < 0).any() or runs.sum() != width * height:
-        found = "are not decodable" if runs is None or (runs < 0).any() else f"count {runs.sum()} pixels"
-        return f"its counts {found}, the image has {width} x {height} = {width * height}"
-    if runs[1::2].sum() == 0:
-        return "it is empty"
-    return ""
+        runs = counts
+    if size != [height, width] or sum(runs) != width * height or not sum(runs[1::2]):
+        text = (
+            f"expected the size [{height}, {width}] and counts of {width * height} pixels, some of them in the mask; "
+        )
+        raise Unusable("invalid RLE", f"{text}got {size!r:.40} and {counts!r:.60}")
 
 
-def _decode_counts(counts: str) -> np.ndarray | None:
-    """The runs that COCO's compressed counts stand for, None if they stand for none.
+def _decode_counts(counts: str) -> list[int]:
+    """The runs of COCO's compressed counts; empty if these are invalid.
 
-    Each run is written in 5 bits a character, the lowest first; 32 marks that more follow, and 16 in the last that it
-    is negative. From the fourth on it is the difference from the run two before.
+    A character holds 5 bits of a run, the lowest first; 32 marks that more follow, and 16 in the last one a negative
+    number. From the fourth run on, the difference from the run two before is stored.
     """
-    digits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(counts.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        return None
-    last = (digits & 32) == 0
-    first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    place = np.arange(len(digits)) - np.repeat(first, np.diff([*first, len(digits)]))
-    if place.max() > 6:  # of 35 bits: no image is that large
-        return None
-    runs = np.add.reduceat((digits & 31) << (5 * place), first)
-    runs -= np.where(digits[last] & 16, 1 << (5 * (place[last] + 1)), 0)
+        return []
+    ends = np.flatnonzero((digits & 32) == 0)
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > 7:  # more than 35 bits
+        return []
+    starts = ends - lengths + 1
+    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((digits & 31) << shifts, starts)
+    runs -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    return runs.tolist() if runs.min() >= 0 else []
 
 
-def mask_area_and_box(segmentation: list[list[float]] | dict[str, Any], width: int, height: int) -> tuple[float, list]:
-    """Pixels of a mask that can be used, and its box as ``[x, y, width, height]``, as COCO's own code has them."""
-    rle = mask_util.frPyObjects(segmentation, height, width) if _needs_encoding(segmentation) else segmentation
+def mask_area_and_box(segmentation: list | dict[str, Any], width: int, height: int) -> tuple[float, list[float]]:
+    """Returns pycocotools' pixel count and box ``[x, y, width, height]`` of valid polygons or a valid RLE."""
+    is_compressed = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
+    rle = segmentation if is_compressed else mask_util.frPyObjects(segmentation, height, width)
     if isinstance(rle, list):
         rle = mask_util.merge(rle)
     return float(mask_util.area(rle)), mask_util.toBbox(rle).tolist()
-
-
-def _needs_encoding(segmentation: list[list[float]] | dict[str, Any]) -> bool:
-    return isinstance(segmentation, list) or isinstance(segmentation["counts"], list)

@@ -1,4 +1,4 @@
-"""detectron2's ``DatasetMapper``, which names the file where an image cannot be used."""
+"""detectron2's ``DatasetMapper`` with errors that name the image."""
 
 from __future__ import annotations
 
@@ -12,47 +12,29 @@ from .images import read_rgb
 
 
 class DatasetMapper(_DatasetMapper):
-    """Maps a dataset dict to a model's input exactly as upstream's mapper does; the arguments are upstream's too.
-
-    Only its errors differ: an image that is missing, cut off, not an image or of another size than its annotations
-    say raises :class:`DatasetError`. Every other error passes through as it is.
-    """
+    """detectron2's ``DatasetMapper``, except that images that cannot be used raise :class:`DatasetError`."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Reads, augments and converts one image.
-
-        Args:
-            dataset_dict: one image in detectron2's dataset format; it is not changed.
-
-        Returns:
-            A dict with ``image`` (uint8, (3, H, W), in ``image_format``) and for training ``instances``.
+        """Reads, augments and converts an image in detectron2's dataset format.
 
         Raises:
-            DatasetError: the image cannot be read, or its size is not the annotated one.
+            DatasetError: the image is missing, broken or of another size than annotated.
         """
+        name = f"'{dataset_dict.get('file_name')}' (image id {dataset_dict.get('image_id', 'unknown')})"
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError as error:
             raise DatasetError(
-                f"{_describe(dataset_dict, 'file_name')} has another size than its annotations say: {error} "
-                "The annotation file and the image folder probably belong to different data sets, or the image was "
-                "resized or turned after it was annotated: put the original image back, or correct width, height and "
-                "the boxes in the annotation file."
+                f"Image {name} has another size than annotated: {error} Restore the original image or correct its "
+                "annotations; the annotation file may belong to another image folder."
             ) from error
         except Exception as error:
-            # Upstream's call reads, augments and converts in one. Whether it was the file that failed is asked of
-            # the file, so that an error in an annotation or an augmentation is never put down to the image.
+            # Only blame a file that cannot be read: annotations and augmentations have errors, too.
             for key in ("file_name", "sem_seg_file_name"):
                 reason = read_rgb(dataset_dict[key])[1] if key in dataset_dict else ""
                 if reason:
                     raise DatasetError(
-                        f"{_describe(dataset_dict, key)} cannot be read: {reason}. Expected a whole image file. Fetch "
-                        "or unpack it again, or remove the image from the annotation file. "
-                        f"{datasets_root_note()}"
+                        f"'{dataset_dict[key]}' of image {name} cannot be read: {reason}. Fetch it again, or remove "
+                        f"the image from the annotation file. {datasets_root_note()}"
                     ) from error
             raise
-
-
-def _describe(dataset_dict: dict[str, Any], key: str) -> str:
-    what = "Image" if key == "file_name" else "Segmentation map"
-    return f"{what} '{dataset_dict[key]}' (image id {dataset_dict.get('image_id', 'unknown')})"

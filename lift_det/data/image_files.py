@@ -1,4 +1,4 @@
-"""What `IMAGE|FOLDER|GLOB|VIDEO` on a command line means, as a list of files."""
+"""Images and videos named on a command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .video import VIDEO_SUFFIXES
 
-#: what is taken for an image in a folder; those that Pillow cannot read here are then named, not passed over
+#: including formats that Pillow may be unable to read, so that such files are reported
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
@@ -18,13 +18,7 @@ IMAGE_SUFFIXES = (
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file to look at.
-
-    Attributes:
-        path: where it is.
-        name: the path from the folder that all inputs have in common, with forward slashes: no two files share one.
-        is_video: by its suffix.
-    """
+    """An image or a video; ``name`` is its unique path from the folder that all inputs have in common, with slashes."""
 
     path: str
     name: str
@@ -34,44 +28,44 @@ class InputFile:
 def find_files(
     inputs: Sequence[str | os.PathLike], exclude: str | os.PathLike | None = None
 ) -> tuple[list[InputFile], list[tuple[str, str]]]:
-    """The images and videos that a list of files, folders and patterns names, each once.
+    """Finds the files of a list of files, folders and glob patterns, each once.
 
     Args:
-        inputs: a file is taken whatever its name; of a folder, at any depth, what has the suffix of an image or a
-            video; hidden ones are passed over there. What is neither is a pattern such as ``photos/**/*.jpg``.
-        exclude: a folder in which a search finds nothing: that of the results.
+        inputs: files are taken with any suffix; folders are searched at any depth for images and videos, except
+            hidden ones; patterns may be recursive, such as ``photos/**/*.jpg``.
+        exclude: folder that searches skip.
 
     Returns:
-        The files, in the order of the inputs and sorted in each; and what came to nothing, ``(input, reason)``.
+        The files in the order of the inputs, sorted within each, and the inputs without any as ``(input, reason)``.
     """
+    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    excluded = None if exclude is None else os.path.realpath(exclude)
     paths: list[str] = []
-    roots, failures = [], []
+    roots: list[str] = []
+    failures: list[tuple[str, str]] = []
 
-    def unreadable(error: OSError) -> None:
+    def report(error: OSError) -> None:
         failures.append((str(error.filename), str(error.strerror)))
 
-    hidden_from_search = None if exclude is None else os.path.realpath(exclude)
     for given in map(os.fspath, inputs):
         matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
-        if hidden_from_search is not None and not os.path.exists(given):
-            matches = [match for match in matches if not _is_in(match, hidden_from_search)]
+        if excluded is not None and not os.path.exists(given):
+            matches = [m for m in matches if not os.path.realpath(m).startswith(os.path.join(excluded, ""))]
         if not matches:
-            failures.append((given, "there is no such file or folder, and as a pattern it matches none"))
+            failures.append((given, "no file or folder has this name or matches it as a pattern"))
         for match in matches:
-            if os.path.isdir(match):
-                found = list(walk(match, IMAGE_SUFFIXES + VIDEO_SUFFIXES, hidden_from_search, unreadable))
-                if found:
-                    roots.append(match)
-                    paths += found
-                elif match == given:
-                    suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-                    failures.append((given, f"no image or video in this folder (looked for {suffixes})"))
-            else:
+            if not os.path.isdir(match):
                 roots.append(os.path.dirname(match))
                 paths.append(match)
+                continue
+            found = list(walk(match, suffixes, excluded, report))
+            if found:
+                roots.append(match)
+                paths += found
+            elif match == given:
+                failures.append((given, f"no image or video in this folder (expected {', '.join(suffixes)})"))
     if not paths:
         return [], failures
-    # Names from the folder in common cannot collide, as those from each input's own could.
     root = os.path.commonpath([os.path.abspath(path) for path in roots])
     files = {}
     for path in paths:
@@ -81,34 +75,21 @@ def find_files(
     return list(files.values()), failures
 
 
-def _is_in(path: str, folder: str) -> bool:
-    return os.path.realpath(path).startswith(os.path.join(folder, ""))
-
-
 def walk(
-    root: str,
-    suffixes: tuple[str, ...],
-    exclude: str | None = None,
-    unreadable: Callable[[OSError], None] | None = None,
+    root: str, suffixes: tuple[str, ...], exclude: str | None = None, on_error: Callable | None = None
 ) -> Iterator[str]:
-    """The files below a folder that end in one of the suffixes, upper case too; hidden ones are passed over.
+    """Yields the files below a folder with one of the suffixes, which are in lower case, except hidden files.
 
-    Args:
-        root: the folder; links are followed, but not round in circles.
-        suffixes: with their dots, in lower case.
-        exclude: real path of a folder below it that is passed over.
-        unreadable: is told of a folder that cannot be read.
+    Follows links but visits each folder once, skips the real path ``exclude``, and gives errors to ``on_error``.
     """
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=on_error):
         real = os.path.realpath(folder)
-        if real in seen or (real == exclude and folder != root):  # a link back up would lead round in circles
+        if real in seen or (real == exclude and folder != root):
             subfolders.clear()
             continue
         seen.add(real)
-        # In order, so that of two ways to the same folder it is always the same one that is taken.
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
-            # hidden ones too: archives from a Mac bring a "._photo.jpg" that is none
             if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield os.path.join(folder, name)

@@ -1,4 +1,4 @@
-"""One's own data sets in COCO's format: named on a command line, registered and loaded from a config alone."""
+"""The user's own data sets in COCO's format."""
 
 from __future__ import annotations
 
@@ -13,40 +13,31 @@ from detectron2.data.datasets import register_coco_instances
 
 from lift_det.files import write_text_atomically
 
+from .coco_check import read_coco
 from .coco_findings import CocoCheck
-from .coco_json import read_coco
 from .dataset_dicts import get_dataset_dicts
 from .errors import DatasetError
 
 
 def parse_dataset(text: str) -> tuple[str, str]:
-    """Reads a data set's place, ``"my_train.json:images/"``.
-
-    Args:
-        text: annotation file and image folder with a colon between them. Either may hold further colons, and begin with
-            ``~``.
+    """Splits ``"annotations.json:images/"`` at the colon that has an existing file before and a folder behind it.
 
     Returns:
-        The path of the annotation file and that of the folder that its file names start from.
+        The paths of the annotation file and the image folder, with ``~`` expanded.
 
     Raises:
-        ValueError: it is not two paths with a colon between them.
-        DatasetError: the file or the folder is not there.
+        ValueError: there are no two paths with a colon between them.
+        DatasetError: the file or the folder does not exist.
     """
     pairs = [(text[:i], text[i + 1 :]) for i, letter in enumerate(text) if letter == ":" and text[:i] and text[i + 1 :]]
     if not pairs:
-        raise ValueError(
-            f"'{text}' names no data set: expected annotations and image folder with a colon between them, such as "
-            "my_train.json:images/"
-        )
-    pairs = [(os.path.expanduser(json_file), os.path.expanduser(image_root)) for json_file, image_root in pairs]
-    for json_file, image_root in pairs:
+        raise ValueError(f"'{text}' is no data set: expected ANNOTATIONS:IMAGES, such as my_train.json:images/")
+    for pair in pairs:
+        json_file, image_root = map(os.path.expanduser, pair)
         if os.path.isfile(json_file) and os.path.isdir(image_root):
             return json_file, image_root
-    json_file, image_root = next((pair for pair in pairs if os.path.isfile(pair[0])), pairs[-1])
-    if not os.path.isfile(json_file):
-        raise DatasetError(f"'{text}': there is no annotation file '{os.path.abspath(json_file)}'.")
-    raise DatasetError(f"'{text}': there is no image folder '{os.path.abspath(image_root)}'.")
+    json_file, image_root = os.path.abspath(json_file), os.path.abspath(image_root)
+    raise DatasetError(f"There is no annotation file '{json_file}', or no image folder '{image_root}'.")
 
 
 def load_own_coco(
@@ -59,81 +50,63 @@ def load_own_coco(
 ) -> list[dict[str, Any]]:
     """Registers a data set in COCO's format, unless it is registered, and loads it.
 
-    As ``dataloader.train.dataset`` or ``dataloader.test.dataset`` of a LazyConfig it makes the config whole: nothing
-    has to be registered by code before. ``names`` is called as in detectron2's own configs, so that
-    ``COCOEvaluator(dataset_name="${..test.dataset.names}")`` finds what the test data set has registered.
+    Used as ``dataloader.{train,test}.dataset`` of a LazyConfig, it needs no registration in code. The argument is
+    called ``names`` because detectron2's configs refer to it by that name in ``COCOEvaluator``.
 
     Args:
-        names: one name to register the data set under.
+        names: a single name to register the data set under.
         json_file: the annotations.
-        image_root: the folder that their file names start from.
-        thing_classes: names of the classes, in the order of their numbers in the model.
-        category_ids: their ids in the file, ascending, as detectron2 numbers classes.
-        filter_empty: leave out images that have no annotation but crowds.
+        image_root: the folder that file names are relative to.
+        thing_classes: class names in the order of the model's outputs.
+        category_ids: ids of the classes in the file, ascending.
+        filter_empty: leave out images without annotations other than crowds.
 
     Returns:
         Dicts in detectron2's dataset format.
 
     Raises:
-        DatasetError: the file or the folder is missing or cannot be used, the file's categories are not these, or the
-            name is taken by another data set.
+        DatasetError: the data set cannot be loaded, its categories differ, or the name is that of another data set.
     """
-    classes = dict(zip((int(id_) for id_ in category_ids), thing_classes, strict=True))
+    classes = dict(zip(map(int, category_ids), thing_classes, strict=True))
     if list(classes) != sorted(classes) or len(classes) < len(category_ids):
-        raise DatasetError(
-            f"category_ids of '{names}' have to ascend, as classes are numbered in that order: {list(category_ids)}."
-        )
+        raise DatasetError(f"category_ids of '{names}' have to be ascending, got {list(category_ids)}.")
     metadata = {
         "thing_classes": list(classes.values()),
         "thing_dataset_id_to_contiguous_id": {id_: number for number, id_ in enumerate(classes)},
     }
-    wanted = {"json_file": json_file, "image_root": image_root, **metadata}
-    registered = MetadataCatalog.get(names) if names in DatasetCatalog else None
-    if registered is not None and any(registered.get(key) != value for key, value in wanted.items()):
-        raise DatasetError(
-            f"'{names}' is already registered, as another data set than '{json_file}' with images in '{image_root}' "
-            f"and {len(classes)} classes. Choose another name."
-        )
-    if registered is None:
+    if names not in DatasetCatalog:
         register_coco_instances(names, metadata, json_file, image_root)
+    else:
+        registered = MetadataCatalog.get(names)
+        expected = {"json_file": json_file, "image_root": image_root, **metadata}
+        if any(registered.get(key) != value for key, value in expected.items()):
+            raise DatasetError(f"The name '{names}' is already registered for another data set. Choose another name.")
     try:
         return get_dataset_dicts(names, filter_empty=filter_empty)
     except Exception as error:
-        # The name would stay taken by what cannot be loaded.
         DatasetCatalog.remove(names)
         MetadataCatalog.remove(names)
-        if isinstance(error, AssertionError):  # detectron2's, of metadata that the file contradicts
-            _check_categories(json_file, classes)
+        if isinstance(error, AssertionError):  # detectron2's, if the file has other categories
+            found = {category["id"]: category["name"] for category in read_coco(json_file)["categories"]}
+            if found != classes:
+                text = f"'{json_file}' has the categories {found}, the config (category_ids, thing_classes) {classes}."
+                raise DatasetError(text) from error
         raise
 
 
 def write_own_coco(check: CocoCheck, folder: str | os.PathLike) -> str:
-    """Writes what a check left of an annotation file, under the file's name.
-
-    Args:
-        check: of the data set.
-        folder: to write to; made if it is not there.
+    """Writes the usable part of a checked annotation file to a folder, which is created, under the same name.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: it would overwrite the file that was checked.
+        ValueError: it would overwrite the checked file.
         OSError: it cannot be written.
     """
     path = Path(folder) / f"{Path(check.json_file).stem}.json"
     if path.resolve() == Path(check.json_file).resolve():
-        raise ValueError(f"'{path}' is the file that was checked: write to another folder.")
+        raise ValueError(f"'{path}' is the checked file: choose another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(check.cleaned))
     return str(path)
-
-
-def _check_categories(json_file: str, classes: dict[int, str]) -> None:
-    content = read_coco(json_file, f"The annotation file '{json_file}'", "")
-    found = dict(sorted((category["id"], category["name"]) for category in content["categories"]))
-    if found != classes:
-        raise DatasetError(
-            f"The categories of '{json_file}' are {found}, the config's {classes} (thing_classes by category_ids). "
-            "Give both the same ids and names."
-        )

@@ -1,4 +1,4 @@
-"""Prediction for single images and batches, from a LazyConfig or yacs, or from a training's output folder alone."""
+"""Prediction for single images and batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog, detection_utils
 from detectron2.structures import Instances
-from detectron2.utils.colormap import colormap
 from omegaconf import DictConfig
 from torch import nn
 
@@ -29,10 +28,9 @@ ARRAY_FORMATS = ("RGB", "BGR")
 
 
 class Predictor:
-    """A trained detector for images as they come: what detectron2's ``DefaultPredictor`` is for a yacs config.
+    """Runs a trained detector on images of any size and format, like detectron2's ``DefaultPredictor``.
 
-    An image goes through the test augmentations of the config and comes out as it would in its evaluation; boxes and
-    masks are in pixels of the image that was given. ::
+    The test augmentations of the config are applied. Boxes and masks are in pixels of the original image. ::
 
         predictor = lift_det.Predictor.from_folder("output/my_detector", score_threshold=0.5)
         instances = predictor("photo.jpg")["instances"]
@@ -40,9 +38,22 @@ class Predictor:
 
     Attributes:
         model: the detector, in evaluation mode.
-        class_names: in the order of ``pred_classes``.
-        category_ids: of the data set, in the same order.
-        metadata: for detectron2's ``Visualizer``: ``thing_classes`` and ``thing_colors``.
+        class_names, category_ids: names and data set ids of the classes, in the order of ``pred_classes``.
+        metadata: for detectron2's ``Visualizer``.
+
+    Args:
+        cfg: a LazyConfig, a yacs config, the path of either, or a name in ``lift_det.model_zoo``.
+        weights: a checkpoint of the config's model.
+        device: ``"cuda"`` or ``"cpu"``. By default a GPU if there is one.
+        score_threshold: smallest score of detections. By default that of the config (0.05 for ViTDet).
+        array_format: channel order of colour arrays, ``"RGB"`` or ``"BGR"`` (OpenCV). Only needed for these.
+        mask_format: see :func:`lift_det.engine.load_model`.
+
+    Raises:
+        ValueError: ``array_format`` is unknown, the config has no test augmentations or a data set with another number
+            of classes, or the model has no score threshold.
+        CheckpointError: the weights are missing, broken, or do not fit the model.
+        lift_det.config.ConfigNotFoundError: the config does not exist.
     """
 
     def __init__(
@@ -53,30 +64,16 @@ class Predictor:
         device: str | None = None,
         score_threshold: float | None = None,
         array_format: str | None = None,
+        mask_format: str | None = "bitmask",
     ) -> None:
-        """
-        Args:
-            cfg: a LazyConfig, yacs's, the path of either, or a name in ``lift_det.model_zoo``.
-            weights: a checkpoint of that config's model.
-            device: ``"cuda"`` or ``"cpu"``; None takes a GPU where there is one.
-            score_threshold: detections below are left out; None is the config's (0.05 in ViTDet's).
-            array_format: the order of the channels in arrays, ``"RGB"`` (Pillow, matplotlib, imageio) or ``"BGR"``
-                (OpenCV). Has to be said only for colour arrays: files and Pillow images know theirs.
-
-        Raises:
-            ValueError: another ``array_format``, a config that does not say how images get into its model, one whose
-                data set has another number of classes, or a score threshold for a model that has none.
-            CheckpointError: the weights are missing, broken or another model's.
-            lift_det.config.ConfigNotFoundError: there is no such config.
-        """
         if array_format not in (None, *ARRAY_FORMATS):
             raise ValueError(f"array_format: expected one of {ARRAY_FORMATS}, got {array_format!r}.")
         if not isinstance(cfg, (DictConfig, CfgNode)):
             cfg = config.load(cfg)
         self._array_format = array_format
-        self._augmentations, self._image_format, largest = _input_of(cfg)
+        self._augmentations, self._image_format, largest = _input_options(cfg)
         self._fit = T.ResizeShortestEdge(largest, largest) if largest else None
-        self.model = load_model(cfg, weights, device)
+        self.model = load_model(cfg, weights, device, mask_format)
         if score_threshold is not None:
             _set_score_threshold(self.model, score_threshold)
         self.metadata, self.category_ids = _classes_of(cfg, _num_classes(self.model))
@@ -86,39 +83,28 @@ class Predictor:
     def from_folder(
         cls, folder: str | os.PathLike, weights: str | os.PathLike | None = None, **kwargs: Any
     ) -> Predictor:
-        """A predictor from the output folder of a training, the one of ``metrics.json``.
+        """Creates a predictor from the output folder of a training; see :func:`lift_det.engine.read_output_folder`.
 
-        Args:
-            folder: see :func:`lift_det.engine.read_output_folder`: its config is code.
-            weights: in place of the folder's best or last checkpoint.
-            kwargs: as the constructor's.
-
-        Raises:
-            FileNotFoundError: the folder lacks a config or a checkpoint; and what the constructor raises.
+        The config in the folder can call any function. Only use folders that you trust.
         """
         return cls(*read_output_folder(folder, weights), **kwargs)
 
     @torch.no_grad()
     def __call__(self, images: Image | Sequence[Image]) -> dict[str, Instances] | list[dict[str, Instances]]:
-        """Detects objects in one image, or in a list of them at once.
+        """Detects objects in one image or in a list of images.
 
         Args:
-            images: each of any size and one of
-
-                - an array, uint8 (H, W, 3), its channels in ``array_format``; (H, W) is grey; of (H, W, 4) the fourth,
-                  alpha, is left out;
-                - the path of a file, read by Pillow, turned the way its EXIF orientation says;
-                - a Pillow image of any mode, turned the same way.
-
-                A list goes through the model as one batch. Its images do not change each other's results where the
-                model pads to a square (``square_pad``); padding to the largest of a batch can.
+            images: paths, Pillow images of any mode, or uint8 arrays: (H, W, 3) in ``array_format``, (H, W) for grey,
+                or (H, W, 4), whose alpha channel is ignored. Paths and Pillow images are rotated by their EXIF
+                orientation. A list is one batch. Its images do not affect each other if the model pads to a square
+                (``square_pad``).
 
         Returns:
-            ``{"instances": Instances}`` as detectron2's models give it, on the model's device; for a list, a list.
+            ``{"instances": Instances}`` on the model's device, as in detectron2; for a list of images, a list.
 
         Raises:
-            ValueError: an array of another shape, dtype or without ``array_format``.
-            DatasetError: a file that cannot be read.
+            ValueError: an array has a wrong shape or dtype, or has colours and no ``array_format`` was set.
+            DatasetError: a file cannot be read.
         """
         if isinstance(images, (list, tuple)):
             return self.model([self._input(self._read(image)) for image in images]) if images else []
@@ -136,18 +122,18 @@ class Predictor:
         return array
 
     def _input(self, image: np.ndarray) -> dict[str, Any]:
-        """What the model takes of an RGB image: as the config's mapper makes it of a file."""
+        """Returns the model's input for an RGB image, as the config's mapper does for a file."""
         height, width = image.shape[:2]
-        given = _AugInput(image if self._image_format == "RGB" else image[:, :, ::-1])
-        T.AugmentationList(self._augmentations)(given)
-        if self._fit is not None and max(given.image.shape[:2]) > self._fit.max_size:
-            self._fit(given)  # the evaluation of such an image would end in an error
-        pixels = torch.as_tensor(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
+        aug_input = _AugInput(image if self._image_format == "RGB" else image[:, :, ::-1])
+        T.AugmentationList(self._augmentations)(aug_input)
+        if self._fit is not None and max(aug_input.image.shape[:2]) > self._fit.max_size:
+            self._fit(aug_input)  # the model does not take images larger than its square
+        pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         return {"image": pixels, "height": height, "width": width}
 
 
 class _AugInput(T.AugInput):
-    """detectron2's, with room for a line: its resizing makes 0 pixels of the short side of a long enough image."""
+    """Resizes to at least one pixel. detectron2 resizes the short side of a very long image to 0."""
 
     def transform(self, tfm: T.Transform) -> None:
         if isinstance(tfm, T.ResizeTransform):
@@ -158,23 +144,23 @@ class _AugInput(T.AugInput):
 def _array_to_rgb(array: np.ndarray, array_format: str | None) -> np.ndarray:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
-        hint = " A batch is a list of images." if array.ndim == 4 else ""
+        hint = " For a batch give a list of images." if array.ndim == 4 else ""
         raise ValueError(
-            f"Expected an image as uint8 from 0 to 255 of shape (H, W, 3), (H, W) or (H, W, 4), got {array.dtype} of "
-            f"shape {array.shape}.{hint}"
+            f"Expected a uint8 image of shape (H, W, 3), (H, W) or (H, W, 4), got {array.dtype} of shape "
+            f"{array.shape}.{hint}"
         )
     if channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array_format is None:
         raise ValueError(
-            "An array does not say the order of its colours: give Predictor(..., array_format='BGR') for images from "
-            "OpenCV (cv2.imread, cv2.VideoCapture), array_format='RGB' for those from Pillow, matplotlib or imageio."
+            "The channel order of the array is unknown: set Predictor(..., array_format='BGR') for images from OpenCV, "
+            "array_format='RGB' for others."
         )
     return array[:, :, :3] if array_format == "RGB" else array[:, :, 2::-1]
 
 
-def _input_of(cfg: DictConfig | CfgNode) -> tuple[list[T.Augmentation], str, int]:
-    """The test augmentations, the order of the model's channels, and the side of the square it pads to (0: none)."""
+def _input_options(cfg: DictConfig | CfgNode) -> tuple[list[T.Augmentation], str, int]:
+    """Returns test augmentations, the model's channel order, and the side of the square that it pads to (or 0)."""
     if isinstance(cfg, CfgNode):
         augmentations, image_format = detection_utils.build_augmentation(cfg, is_train=False), cfg.INPUT.FORMAT
         square_pad = cfg.MODEL.get("SIMPLE_FPN", {}).get("SQUARE_PAD", 0)
@@ -182,18 +168,18 @@ def _input_of(cfg: DictConfig | CfgNode) -> tuple[list[T.Augmentation], str, int
         mapper = cfg.get("dataloader", {}).get("test", {}).get("mapper")
         if mapper is None or "augmentations" not in mapper or "image_format" not in mapper:
             raise ValueError(
-                "The config does not say how an image gets into its model: expected dataloader.test.mapper with "
-                "`augmentations` and `image_format`, as detectron2's configs/common/data/coco.py has it."
+                "The config has no dataloader.test.mapper with `augmentations` and `image_format`; see detectron2's "
+                "configs/common/data/coco.py."
             )
         augmentations = [instantiate(augmentation) for augmentation in mapper.augmentations]
         image_format, square_pad = mapper.image_format, cfg.model.get("backbone", {}).get("square_pad", 0)
     if image_format not in ARRAY_FORMATS:
-        raise ValueError(f"The config's image format is '{image_format}': Predictor knows {ARRAY_FORMATS}.")
+        raise ValueError(f"The config's image format is '{image_format}', expected one of {ARRAY_FORMATS}.")
     return augmentations, image_format, square_pad
 
 
 def _set_score_threshold(model: nn.Module, threshold: float) -> None:
-    # the attribute of detectron2's box predictors (a cascade has three) and of its one-stage detectors
+    # detectron2's box predictors (three in a cascade) and one-stage detectors have this attribute
     heads = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
     if not heads:
         raise ValueError(f"score_threshold={threshold}: no part of {type(model).__name__} has a `test_score_thresh`.")
@@ -202,37 +188,33 @@ def _set_score_threshold(model: nn.Module, threshold: float) -> None:
 
 
 def _num_classes(model: nn.Module) -> int:
-    holder = getattr(model, "roi_heads", model)
-    if not isinstance(getattr(holder, "num_classes", None), int):
-        raise ValueError(f"{type(model).__name__} is no detector: expected `num_classes` in it or in its `roi_heads`.")
-    return holder.num_classes
+    num_classes = getattr(getattr(model, "roi_heads", model), "num_classes", None)
+    if not isinstance(num_classes, int):
+        raise ValueError(
+            f"{type(model).__name__} is not a detector: neither it nor its `roi_heads` have `num_classes`."
+        )
+    return num_classes
 
 
 def _classes_of(cfg: DictConfig | CfgNode, num_classes: int) -> tuple[Metadata, tuple[int, ...]]:
-    """Names and colours of the classes, and their ids in the data set that the config is evaluated on.
-
-    They are the config's own where it states them, as `lift-det train` does, else those that detectron2 knows the data
-    set by, else numbers.
-    """
-    yacs = isinstance(cfg, CfgNode)
-    stated = {} if yacs else cfg.dataloader.test.get("dataset", {})
-    names = cfg.DATASETS.TEST if yacs else stated.get("names") or ()
+    """Returns names and category ids of the classes: from the config, else the MetadataCatalog, else numbers."""
+    stated = {} if isinstance(cfg, CfgNode) else cfg.dataloader.test.get("dataset", {})
+    names = cfg.DATASETS.TEST if isinstance(cfg, CfgNode) else stated.get("names") or ()
     name = names if isinstance(names, str) else next(iter(names), "")
-    known = MetadataCatalog.get(name) if name in MetadataCatalog else Metadata()  # get() would make one
+    registered = MetadataCatalog.get(name) if name in MetadataCatalog else Metadata()  # get() would register it
     if stated.get("thing_classes"):
         class_names, ids = stated.thing_classes, stated.get("category_ids")
     else:
-        class_names = known.get("thing_classes") or [f"class {i}" for i in range(num_classes)]
-        to_class = known.get("thing_dataset_id_to_contiguous_id", {})
+        class_names = registered.get("thing_classes") or [f"class {i}" for i in range(num_classes)]
+        to_class = registered.get("thing_dataset_id_to_contiguous_id", {})
         ids = sorted(to_class, key=to_class.__getitem__)
     ids = ids or range(len(class_names))
     if len(class_names) != num_classes or len(ids) != num_classes:
         raise ValueError(
-            f"The model has {num_classes} classes, the data set '{name}' of the config {len(class_names)} names and "
-            f"{len(ids)} ids: is dataloader.test.dataset (DATASETS.TEST in yacs) the one it was trained on?"
+            f"The model has {num_classes} classes, but the config's data set '{name}' has {len(class_names)} names and "
+            f"{len(ids)} ids. Set dataloader.test.dataset (yacs: DATASETS.TEST) to a data set of the model's classes."
         )
-    palette = colormap(rgb=True).astype(int).tolist()
-    colours = [palette[i % len(palette)] for i in range(num_classes)]
-    if "thing_classes" not in stated:
-        colours = known.get("thing_colors", colours)
-    return Metadata(thing_classes=list(class_names), thing_colors=colours), tuple(ids)
+    metadata = Metadata(thing_classes=list(class_names))
+    if "thing_classes" not in stated and registered.get("thing_colors"):
+        metadata.thing_colors = registered.thing_colors
+    return metadata, tuple(ids)

@@ -1,4 +1,4 @@
-"""detectron2's trainer with what a config may ask of it besides: large batches in parts, clipping, averaged weights."""
+"""A SimpleTrainer with gradient accumulation, clipping, mixed precision and averaged weights."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.utils import comm
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpointer import Checkpointer
-from .ema import EMA
 from .optim import ClippedAdamW
 
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -32,8 +32,23 @@ class Trainer(SimpleTrainer):
 
         train.trainer = L(Trainer)(accumulate=4, clip_norm=1.0, precision="bfloat16", ema_decay=0.9998)
 
-    It logs the norm of the gradients, before clipping, as ``grad_norm``. A loss or a gradient that is not finite ends
-    the training at once, before anything is changed by it, with the names of the images that it comes from.
+    The norm of the gradients before clipping is logged as ``grad_norm``. A loss or a gradient that is not finite stops
+    the training before the weights change, and the error names the images. ``ema.module`` is the averaged model.
+
+    Args:
+        model, data_loader, optimizer, gather_metric_period: see :class:`detectron2.engine.SimpleTrainer`.
+        accumulate: computes each batch in this many parts, one after another, to save memory. The gradients equal those
+            of the whole batch if the loss is a mean over images. A detector's losses are means over RoIs and anchors,
+            and BatchNorm sees one part at a time, so their gradients differ.
+        clip_norm: largest L2 norm of all gradients together. Not for :class:`ClippedAdamW`, which clips itself.
+        clip_value: largest absolute value of each gradient entry; instead of ``clip_norm``.
+        precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"float16"`` (autocast and loss scaling, GPU only).
+        ema_decay: decay of an exponential moving average of the weights, such as 0.9998. After ``t`` steps it is
+            ``min(ema_decay, (1 + t) / (10 + t))``. The averaged weights are evaluated, and saved as ``model_ema.pth``
+            at the end. None keeps no average.
+
+    Raises:
+        ValueError: an option is out of range, is not supported on this device, or would clip twice.
     """
 
     def __init__(
@@ -49,53 +64,35 @@ class Trainer(SimpleTrainer):
         ema_decay: float | None = None,
         gather_metric_period: int = 1,
     ) -> None:
-        """
-        Args:
-            model, data_loader, optimizer, gather_metric_period: as upstream's.
-            accumulate: computes each batch in so many parts, one after another, so that a GPU holds only one; their
-                gradients are added up, each loss weighted with its part's share of the batch. The loader's batch
-                (``total_batch_size``) stays what the optimizer sees, so the schedule and the learning rate need no
-                change. Parts are as equal as can be (10 images in 4 parts: 2, 3, 2, 3); of a batch of fewer images
-                each is a part. Where a loss is a mean over the images the gradients are the whole batch's. They are
-                not where it is a mean over what the images hold (a detector's RoIs and foreground), and BatchNorm that
-                is not frozen sees a part at a time.
-            clip_norm: scales the gradients of a step down to a common L2 norm of at most this.
-                :class:`ClippedAdamW` does so too, and under detectron2's unmodified tool as well; one of them is
-                enough: prefer this where only this tool trains, as any optimizer does then, and the norm is logged.
-            clip_value: limits each entry of the gradients to between -clip_value and clip_value instead.
-            precision: "float32"; "bfloat16", autocast on any device; "float16", autocast with scaled gradients, on a
-                GPU alone.
-            ema_decay: averages the weights exponentially (see :class:`EMA`), evaluates the averaged ones and writes
-                them as ``model_ema.pth`` at the end. None: no average.
-
-        Raises:
-            ValueError: an option that is out of range, is not for this device, or would clip twice.
-        """
         super().__init__(model, data_loader, optimizer, gather_metric_period=gather_metric_period)
         self.device = next(model.parameters()).device
         if accumulate < 1:
-            raise ValueError(f"accumulate: expected a number of parts from 1 on, got {accumulate}.")
+            raise ValueError(f"accumulate: expected at least 1 part, got {accumulate}.")
         for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name}: expected a positive number, or None for no clipping, got {limit}.")
         if clip_norm is not None and clip_value is not None:
-            raise ValueError("clip_norm and clip_value exclude each other: state one.")
+            raise ValueError("clip_norm and clip_value exclude each other: set only one of them.")
         if clip_norm is not None and isinstance(optimizer, ClippedAdamW):
             raise ValueError(
-                f"Both train.trainer.clip_norm={clip_norm:g} and optimizer.max_norm={optimizer.max_norm:g} "
-                "(ClippedAdamW) clip the gradients' norm: leave clip_norm out, or state torch.optim.AdamW."
+                f"train.trainer.clip_norm={clip_norm:g} and ClippedAdamW (optimizer.max_norm={optimizer.max_norm:g}) "
+                "both clip the gradients: remove clip_norm, or use torch.optim.AdamW."
             )
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got '{precision}'.")
         if precision == "float16" and self.device.type != "cuda":
-            raise ValueError(f"precision='float16' needs a GPU; on '{self.device.type}' take 'bfloat16' or 'float32'.")
+            raise ValueError(f"precision='float16' needs a GPU; on '{self.device.type}' use 'bfloat16' or 'float32'.")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a number between 0 and 1, such as 0.9998, got {ema_decay}.")
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.precision = precision
+        self.ema_decay = ema_decay
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-        self.ema = EMA(model, ema_decay) if ema_decay is not None else None
-        #: where the training's checkpoints are; do_train sets it
+        self.ema: ModelEmaV3 | None = None
+        self._ema_updates = 0
+        #: set by do_train
         self.checkpointer: Checkpointer | None = None
 
     def run_step(self) -> None:
@@ -105,42 +102,39 @@ class Trainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
-        losses = self._add_up_gradients(batch)
+        losses = self._accumulate_gradients(batch)
         self.after_backward()
         self._write_metrics(losses, data_time)
         self._clip(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema is not None:
-            self.ema.update()
+        if self.ema_decay is not None:
+            if self.ema is None:
+                self.ema = self._new_average()
+            else:
+                self.ema.update(_unwrap(self.model), step=self._ema_updates)
+            self._ema_updates += 1
 
-    def _add_up_gradients(self, batch: Sequence[Any]) -> dict[str, Tensor]:
-        """Goes forward and backward part by part; returns the losses of the whole batch."""
+    def _accumulate_gradients(self, batch: Sequence[Any]) -> dict[str, Tensor]:
+        """Runs forward and backward on each part, and returns the losses of the whole batch."""
         parts = _split(batch, self.accumulate)
-        if self.iter == self.start_iter and self.accumulate > 1:
-            logger.info("A batch of %d images is computed in parts of %s.", len(batch), [len(part) for part in parts])
-        whole: dict[str, Tensor] = {}
+        batch_losses: dict[str, Tensor] = {}
         for part in parts:
             share = len(part) / len(batch)
-            with self._communicating(part is parts[-1]):
-                with torch.autocast(
-                    self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"
-                ):
+            # processes exchange gradients once per batch, after the last part
+            exchange = part is parts[-1] or not isinstance(self.model, DistributedDataParallel)
+            with nullcontext() if exchange else self.model.no_sync():
+                autocast = self.precision != "float32"
+                with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=autocast):
                     losses = self.model(part)
                 if isinstance(losses, Tensor):
                     losses = {"total_loss": losses}
                 total = sum(losses.values())
-                self._check_loss(total, losses, part)
+                self._check_losses(total, losses, part)
                 self.scaler.scale(share * total).backward()
             for name, loss in losses.items():
-                whole[name] = whole.get(name, 0.0) + share * loss.detach()
-        return whole
-
-    def _communicating(self, last: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients once for each batch, with its last part."""
-        if last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
+                batch_losses[name] = batch_losses.get(name, 0.0) + share * loss.detach()
+        return batch_losses
 
     def _clip(self, batch: Sequence[Any]) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -150,62 +144,89 @@ class Trainer(SimpleTrainer):
             torch.nn.utils.clip_grad_value_(parameters, self.clip_value)
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
-        elif not self.scaler.is_enabled():  # which skips such a step and scales less
-            # the same in every process, because gradients are
-            self._fail(f"gradients have a norm of {norm:g}", f"one of these images:{_names(batch)}")
+        elif not self.scaler.is_enabled():  # a GradScaler skips such a step and lowers its scale
+            # all processes have the same norm
+            self._fail(f"gradients have a norm of {norm:g}", f"one of these images:{_image_names(batch)}")
 
-    def _check_loss(self, total: Tensor, losses: Mapping[str, Tensor], part: Sequence[Any]) -> None:
-        failed = (~total.detach().isfinite()).float()
+    def _check_losses(self, total: Tensor, losses: Mapping[str, Tensor], part: Sequence[Any]) -> None:
+        failed_here = (~total.detach().isfinite()).float()
+        failed_anywhere = failed_here.clone()
         if comm.get_world_size() > 1:
-            # all of them end, and in the same place: one that waits for the others' gradients would wait for long
-            everywhere = failed.clone()
-            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX)
-        else:
-            everywhere = failed
-        if everywhere:
+            # all processes have to stop here; one that went on would wait for the gradients of the others
+            torch.distributed.all_reduce(failed_anywhere, torch.distributed.ReduceOp.MAX)
+        if failed_anywhere:
             values = ", ".join(f"{name}={loss.item():g}" for name, loss in losses.items())
-            self._fail("losses are not finite", f"{values} on these images:{_names(part)}" if failed else "")
+            self._fail("losses are not finite", f"{values} on these images:{_image_names(part)}" if failed_here else "")
 
-    def _fail(self, what: str, mine: str) -> None:
-        """Ends the training, in all processes; ``mine`` is what this one knows of it."""
-        known = "\n".join(text for text in comm.all_gather(mine) if text)
+    def _fail(self, problem: str, details: str) -> None:
+        """Stops the training in all processes; ``details`` are those of this process."""
+        all_details = "\n".join(filter(None, comm.all_gather(details)))
         if self.checkpointer is not None and self.checkpointer.has_checkpoint():
-            last = f"The last checkpoint is '{self.checkpointer.get_checkpoint_file()}': --resume goes on from there."
+            last = f"--resume continues from '{self.checkpointer.get_checkpoint_file()}'."
         else:
             last = "There is no checkpoint yet (train.checkpointer.period)."
         raise FloatingPointError(
-            f"The {what} at iteration {self.iter}: {known}\n"
-            f"The weights were not changed by them, and nothing was written. {last} Look at these images and their "
-            "annotations; where they are right, clip the gradients (train.trainer.clip_norm), or start anew with a "
-            "lower optimizer.lr, which --resume would not take up."
+            f"The {problem} at iteration {self.iter}: {all_details}\n"
+            f"The weights were not changed. {last} Check the images and their annotations. If they are correct, clip "
+            "the gradients (train.trainer.clip_norm) or start again with a lower optimizer.lr."
         )
 
+    def _new_average(self) -> ModelEmaV3:
+        # timm's warm-up with these numbers is (1 + t) / (10 + t)
+        warmup = {"use_warmup": True, "update_after_step": -2, "warmup_gamma": 9.0, "warmup_power": 1.0}
+        return ModelEmaV3(_unwrap(self.model), self.ema_decay, **warmup)
+
     def state_dict(self) -> dict[str, Any]:
-        """Upstream's, the gradients' scale (under AMPTrainer's name for it), and the average."""
+        """Adds the gradient scaler, with the key of AMPTrainer, and the averages of trainable weights and buffers."""
         state = super().state_dict()
         if self.scaler.is_enabled():
             state["grad_scaler"] = self.scaler.state_dict()
         if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
+            frozen = {name for name, value in self.ema.module.named_parameters() if not value.requires_grad}
+            averages = {name: value for name, value in self.ema.module.state_dict().items() if name not in frozen}
+            state["ema"] = {"updates": self._ema_updates, "averages": averages}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint; one without an average begins it anew, with a warning."""
+        """Loads a checkpoint's state, after the model has loaded its weights.
+
+        Raises:
+            ValueError: the model lacks parameters of the averaged weights.
+        """
         super().load_state_dict(state_dict)
         if "grad_scaler" in state_dict:
-            self.scaler.load_state_dict(state_dict["grad_scaler"])  # nothing where it is not enabled
-        if self.ema is not None and "ema" in state_dict:
-            self.ema.load_state_dict(state_dict["ema"])
-        elif self.ema is not None:
-            logger.warning("The checkpoint has no averaged weights: the average (ema_decay) begins with this resume.")
-        elif "ema" in state_dict:
-            logger.warning("The checkpoint's averaged weights are dropped: train.trainer.ema_decay is not stated.")
+            self.scaler.load_state_dict(state_dict["grad_scaler"])  # has no effect on a disabled scaler
+        state = state_dict.get("ema")
+        if self.ema_decay is None:
+            if state is not None:
+                logger.warning("The checkpoint's averaged weights are dropped: train.trainer.ema_decay is not set.")
+        elif state is None:
+            logger.warning("The checkpoint has no averaged weights: the average (ema_decay) starts with this resume.")
+        elif state["averages"]:
+            self._load_average(state["averages"], state["updates"])
+
+    @torch.no_grad()
+    def _load_average(self, averages: Mapping[str, Tensor], updates: int) -> None:
+        self.ema, self._ema_updates = self._new_average(), updates
+        own = self.ema.module.state_dict()
+        unknown = sorted(averages.keys() - own.keys())
+        if unknown:
+            raise ValueError(
+                f"The checkpoint has averaged weights of {len(unknown)} parameters that this model does not have, such "
+                f"as {', '.join(unknown[:3])}: resume with the same model."
+            )
+        for name, value in averages.items():
+            own[name].copy_(value)
 
 
-def averaged_weights(trainer: TrainerBase) -> AbstractContextManager[None]:
-    """Within it the model of a :class:`Trainer` with an average has the averaged weights; any other's is as it is."""
-    ema: EMA | None = getattr(trainer, "ema", None)
-    return nullcontext() if ema is None else ema.applied()
+def evaluated_model(trainer: TrainerBase) -> nn.Module:
+    """Returns the model with averaged weights if the trainer has one, else the trained model."""
+    ema: ModelEmaV3 | None = getattr(trainer, "ema", None)
+    return trainer.model if ema is None else ema.module
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _split(batch: Sequence[Any], number: int) -> list[Sequence[Any]]:
@@ -214,11 +235,10 @@ def _split(batch: Sequence[Any], number: int) -> list[Sequence[Any]]:
     return [batch[start:end] for start, end in pairwise(bounds)]
 
 
-def _names(images: Sequence[Any]) -> str:
-    """A line for each image that says which it is."""
+def _image_names(images: Sequence[Any]) -> str:
     lines = []
     for image in images:
-        known = image if isinstance(image, Mapping) else {}
-        number = f" (image id {known['image_id']})" if "image_id" in known else ""
-        lines.append(f"\n  {known.get('file_name', 'an image without file_name')}{number}")
+        image = image if isinstance(image, Mapping) else {}
+        number = f" (image id {image['image_id']})" if "image_id" in image else ""
+        lines.append(f"\n  {image.get('file_name', 'an image without file_name')}{number}")
     return "".join(lines)

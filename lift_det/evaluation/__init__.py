@@ -1,19 +1,9 @@
-"""Evaluation: COCO's and LVIS's figures, LiFT's reconstruction of features, and tables of results."""
+"""Evaluation of detectors (COCO, LVIS) and of LiFT, and tables of results."""
 
-from lift_det.results import (
-    EvaluationResult,
-    count_objects,
-    folder_names,
-    read_metrics,
-    recorded_result,
-    write_result,
-)
+from lift_det.results import EvaluationResult, folder_names, read_metrics, recorded_result, write_result
 
-from .coco_evaluation import COCOEvaluator
-from .coco_instances import instances_to_coco_json, with_category_ids
+from .coco_evaluation import COCOEvaluator, LVISEvaluator, instances_to_coco_json, with_category_ids
 from .evaluate import evaluate_detector, evaluated_dataset, evaluation_config
-from .lvis_evaluation import LVISEvaluator
-from .perturbed_detections import perturbed_detections
 from .reconstruction import ReconstructionEvaluator, reconstruction_table
 from .result_tables import comparison_table, result_table, write_comparison
 
@@ -23,13 +13,11 @@ __all__ = [
     "LVISEvaluator",
     "ReconstructionEvaluator",
     "comparison_table",
-    "count_objects",
     "evaluate_detector",
     "evaluated_dataset",
     "evaluation_config",
     "folder_names",
     "instances_to_coco_json",
-    "perturbed_detections",
     "read_metrics",
     "reconstruction_table",
     "recorded_result",

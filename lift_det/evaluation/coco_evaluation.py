@@ -1,33 +1,191 @@
-"""detectron2's COCO evaluator with a quick library behind it, and with masks that come as RLE."""
+"""detectron2's COCO and LVIS evaluators, based on hotcoco and with support for RLE masks."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
+from detectron2.evaluation import LVISEvaluator as _LVISEvaluator
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json as _instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
-from .coco_instances import prediction_of, with_category_ids
-from .hotcoco_metrics import RESULT_FIELDS, HotcocoGroundTruth, import_hotcoco
+from .hotcoco_metrics import RESULT_FIELDS, evaluate_with_hotcoco, import_hotcoco
 
-IMPLEMENTATIONS = ("hotcoco", "pycocotools")
-TASKS = ("bbox", "segm", "keypoints")
+_LVIS_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
-class COCOEvaluator(_COCOEvaluator):
-    """:class:`detectron2.evaluation.COCOEvaluator`: its arguments, its results and files, in a fraction of the time.
+def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+    """Converts instances to COCO results, like detectron2's function, and supports ``pred_masks_rle``.
 
-    Boxes and masks are evaluated by hotcoco, keypoints always by pycocotools. docs/evaluation.md has the comparison.
-    Models may give their masks as ``pred_masks``, or as ``pred_masks_rle`` (see :func:`instances_to_coco_json`).
+    Args:
+        instances: on the CPU. ``pred_masks_rle`` is a list of compressed RLEs of the whole image, ``{"size": [height,
+            width], "counts": bytes or str}``, as from ``GeneralizedRCNN(mask_format="rle")``. It takes precedence over
+            ``pred_masks``.
+        image_id: id of the image in the data set.
     """
+    if not instances.has("pred_masks_rle"):
+        return _instances_to_coco_json(instances, image_id)
+    fields = {name: value for name, value in instances.get_fields().items() if not name.startswith("pred_masks")}
+    results = _instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
+    for result, rle in zip(results, instances.pred_masks_rle, strict=True):
+        size, counts = [int(side) for side in rle["size"]], rle["counts"]
+        counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        result["segmentation"] = {"size": size, "counts": counts}
+    return results
+
+
+def with_category_ids(results: Iterable[dict[str, Any]], to_category: Mapping[int, Any]) -> list[dict[str, Any]]:
+    """Returns copies of COCO results with category ids instead of class indices.
+
+    Raises:
+        ValueError: a class index is missing in ``to_category`` (class index -> category id).
+    """
+    mapped = []
+    for result in results:
+        if result["category_id"] not in to_category:
+            raise ValueError(
+                f"A prediction has class {result['category_id']}, but the data set has the classes {min(to_category)} "
+                f"to {max(to_category)}. Does the model's num_classes fit the data set?"
+            )
+        mapped.append({**result, "category_id": to_category[result["category_id"]]})
+    return mapped
+
+
+class _InstanceEvaluator:
+    """Mixin with RLE masks, category ids and the results file.
+
+    Subclasses define ``_results_file``, ``_category_ids`` (category id -> class index) and ``_evaluate_task``.
+    """
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Stores the predictions of a batch."""
+        for image, output in zip(inputs, outputs, strict=True):
+            prediction = {"image_id": image["image_id"]}
+            if "instances" in output:
+                prediction["instances"] = instances_to_coco_json(output["instances"].to("cpu"), image["image_id"])
+            if "proposals" in output:
+                prediction["proposals"] = output["proposals"].to("cpu")
+            if len(prediction) > 1:
+                self._predictions.append(prediction)
+
+    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[Any] | None = None) -> None:
+        results = [result for prediction in predictions for result in prediction["instances"]]
+        category_ids = self._category_ids()
+        if category_ids is not None:
+            results = with_category_ids(results, {number: id_ for id_, number in category_ids.items()})
+        if self._output_dir:
+            path = os.path.join(self._output_dir, self._results_file)
+            self._logger.info(f"Saving results to {path}")
+            with PathManager.open(path, "w") as file:
+                file.write(json.dumps(results))
+        if not self._do_evaluation:
+            self._logger.info("Annotations are not available for evaluation.")
+            return
+        for task in sorted(self._tasks or self._tasks_from_predictions(results)):
+            field = RESULT_FIELDS[task]
+            for result in results:
+                if field not in result:
+                    raise ValueError(
+                        f"A detection in image {result['image_id']!r} has no {field!r}, which the task {task!r} needs. "
+                        "If the model has no head for the task, remove the task from `tasks`."
+                    )
+            self._results[task] = self._evaluate_task(results, task, img_ids)
+
+
+class COCOEvaluator(_InstanceEvaluator, _COCOEvaluator):
+    """Faster drop-in for :class:`detectron2.evaluation.COCOEvaluator`, with the same results and files.
+
+    Boxes and masks are evaluated with hotcoco, keypoints with pycocotools; see docs/evaluation.md. Masks may be
+    ``pred_masks`` or ``pred_masks_rle`` (:func:`instances_to_coco_json`).
+
+    Args:
+        dataset_name, tasks, args, kwargs: see detectron2.
+        use_fast_impl: False selects pycocotools if ``implementation`` is None.
+        implementation: ``"hotcoco"`` (default) or ``"pycocotools"``. There is no fallback from one to the other.
+
+    Raises:
+        ImportError: hotcoco is selected but not installed.
+        ValueError: the implementation or a task is unknown, or the annotation file is not COCO JSON.
+    """
+
+    _results_file = "coco_instances_results.json"
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        *args: Any,
+        use_fast_impl: bool = True,
+        implementation: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._implementation = implementation or ("hotcoco" if use_fast_impl else "pycocotools")
+        if self._implementation not in ("hotcoco", "pycocotools"):
+            raise ValueError(f"implementation must be 'hotcoco' or 'pycocotools', got {implementation!r}.")
+        if self._implementation == "hotcoco":
+            import_hotcoco()  # raises before the inference
+        # detectron2 also accepts a yacs config, which is a dict
+        if not isinstance(tasks, dict) and not set(tasks or ()) <= set(RESULT_FIELDS):
+            raise ValueError(f"tasks must be from {tuple(RESULT_FIELDS)}, got {tasks!r}.")
+        try:
+            super().__init__(dataset_name, tasks, *args, use_fast_impl=False, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
+            path = MetadataCatalog.get(dataset_name).get("json_file")
+            raise ValueError(f"'{path}', the annotations of '{dataset_name}', is not COCO JSON: {error}") from error
+        self._logger = logging.getLogger(f"detectron2.{__name__}")
+
+    def _category_ids(self) -> dict[Any, int] | None:
+        return self._metadata.get("thing_dataset_id_to_contiguous_id")
+
+    def _evaluate_task(self, results: list[dict], task: str, img_ids: Sequence[Any] | None) -> dict[str, float]:
+        implementation = "pycocotools" if task == "keypoints" else self._implementation
+        self._logger.info(f"Evaluating {task} with {implementation} ...")
+        if not results:
+            evaluation = None
+        elif implementation == "hotcoco":
+            content, source = self._coco_api.dataset, self._metadata.json_file
+            evaluation = evaluate_with_hotcoco(content, results, task, source, img_ids, self._max_dets_per_image)
+        else:
+            evaluation = _evaluate_predictions_on_coco(
+                self._coco_api,
+                [dict(result) for result in results],  # pycocotools modifies them
+                task,
+                kpt_oks_sigmas=self._kpt_oks_sigmas,
+                cocoeval_fn=COCOeval,
+                img_ids=img_ids,
+                max_dets_per_image=self._max_dets_per_image,
+            )
+        return self._derive_coco_results(evaluation, task, class_names=self._metadata.get("thing_classes"))
+
+
+class LVISEvaluator(_InstanceEvaluator, _LVISEvaluator):
+    """:class:`detectron2.evaluation.LVISEvaluator` without the `lvis` package, which does not support numpy >= 1.24.
+
+    Metrics that are undefined, such as APr without rare classes, are NaN as for COCO, and not -100. Masks may be
+    ``pred_masks`` or ``pred_masks_rle``; see :class:`COCOEvaluator`.
+
+    Args:
+        dataset_name: registered with LVIS annotations as ``json_file``.
+        tasks: ``"bbox"`` and ``"segm"``. By default those of the predictions.
+        distributed, output_dir: see detectron2.
+        max_dets_per_image: largest number of detections per image, over all classes (default: 300).
+
+    Raises:
+        ImportError: hotcoco is not installed.
+        ValueError: a task is unknown, or the annotation file is not LVIS JSON.
+    """
+
+    _results_file = "lvis_instances_results.json"
 
     def __init__(
         self,
@@ -37,93 +195,41 @@ class COCOEvaluator(_COCOEvaluator):
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
-        use_fast_impl: bool = True,
-        kpt_oks_sigmas: Sequence[float] = (),
-        allow_cached_coco: bool = True,
-        implementation: str | None = None,
     ) -> None:
-        """
-        Args:
-            dataset_name, tasks, distributed, output_dir, kpt_oks_sigmas, allow_cached_coco: as detectron2's.
-            max_dets_per_image: detections of a class that count in an image, by default 100. As in detectron2, 10
-                count where it is less than that.
-            use_fast_impl: detectron2's way to choose: False is ``implementation="pycocotools"``.
-            implementation: 'hotcoco', or 'pycocotools' for COCO's own code. None goes by ``use_fast_impl``. What is
-                chosen is used or raises: neither stands in for the other.
-
-        Raises:
-            ImportError: 'hotcoco' is chosen and not installed.
-            ValueError: an argument is unknown or contradicts another, or the annotation file is no COCO JSON.
-        """
-        if implementation is None:
-            implementation = "hotcoco" if use_fast_impl else "pycocotools"
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}.")
-        if implementation == "hotcoco":
-            if not use_fast_impl:
-                raise ValueError("use_fast_impl=False asks for pycocotools, implementation='hotcoco' does not.")
-            import_hotcoco()  # now, and not after an hour of inference
-        # yacs's CfgNode, which detectron2 still takes here, is a dict
-        if not isinstance(tasks, dict) and not set(tasks or ()) <= set(TASKS):
-            raise ValueError(f"tasks must be of {TASKS}, got {tasks!r}.")
-        try:
-            super().__init__(
-                dataset_name,
-                tasks,
-                distributed,
-                output_dir,
-                max_dets_per_image=max_dets_per_image,
-                use_fast_impl=False,  # that is another implementation again, which only a compiled detectron2 has
-                kpt_oks_sigmas=kpt_oks_sigmas,
-                allow_cached_coco=allow_cached_coco,
-            )
-        except (json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
-            source = MetadataCatalog.get(dataset_name).get("json_file")
-            raise ValueError(f"{source}, the annotations of '{dataset_name}', is no COCO JSON file: {error}") from error
+        # upstream's __init__ is not called, because it imports lvis
+        if not set(tasks or ()) <= {"bbox", "segm"}:
+            raise ValueError(f"tasks must be from ('bbox', 'segm'), got {tasks!r}.")
         self._logger = logging.getLogger(f"detectron2.{__name__}")
-        self._implementation = implementation
-        self._ground_truth: HotcocoGroundTruth | None = None
+        self._tasks, self._distributed, self._output_dir = tasks, distributed, output_dir
+        self._max_dets_per_image = 300 if max_dets_per_image is None else max_dets_per_image
+        self._metadata = MetadataCatalog.get(dataset_name)
+        path = PathManager.get_local_path(self._metadata.json_file)
+        try:
+            self._lvis_api = import_hotcoco().LVIS(path)
+        except ValueError as error:
+            raise ValueError(f"'{path}', the annotations of '{dataset_name}', is not LVIS JSON: {error}") from error
+        # test sets have no annotations
+        self._do_evaluation = len(self._lvis_api.get_ann_ids()) > 0
 
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """As detectron2's: keeps what a model predicts of a batch."""
-        predictions = (prediction_of(image, output) for image, output in zip(inputs, outputs, strict=True))
-        self._predictions.extend(prediction for prediction in predictions if len(prediction) > 1)
+    def _category_ids(self) -> dict[Any, int]:
+        # LVIS's category ids start from 1
+        default = {id_: id_ - 1 for id_ in self._lvis_api.get_cat_ids()}
+        return self._metadata.get("thing_dataset_id_to_contiguous_id", default)
 
-    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[Any] | None = None) -> None:
-        self._logger.info("Preparing results for COCO format ...")
-        results = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
-        to_class = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if to_class is not None:
-            results = with_category_ids(results, {number: id_ for id_, number in to_class.items()})
-        tasks = self._tasks or self._tasks_from_predictions(results)
-        if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            self._logger.info(f"Saving results to {path}")
-            with PathManager.open(path, "w") as file:
-                file.write(json.dumps(results))
-        if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
-            return
-        for task in sorted(tasks):
-            evaluation = self._evaluate_task(results, task, img_ids) if results else None
-            self._results[task] = self._derive_coco_results(
-                evaluation, task, class_names=self._metadata.get("thing_classes")
-            )
-
-    def _evaluate_task(self, results: list[dict[str, Any]], task: str, img_ids: Sequence[Any] | None) -> Any:
-        """One task's COCOeval, of either library, summarised."""
-        if self._implementation == "hotcoco" and task in RESULT_FIELDS:
-            self._logger.info(f"Evaluating {task} with hotcoco ...")
-            if self._ground_truth is None:
-                self._ground_truth = HotcocoGroundTruth(self._coco_api.dataset, self._metadata.json_file)
-            return self._ground_truth.evaluate(results, task, image_ids=img_ids, max_dets=self._max_dets_per_image)
-        self._logger.info(f"Evaluating {task} with pycocotools, the official COCO API ...")
-        return _evaluate_predictions_on_coco(
-            self._coco_api,
-            [dict(result) for result in results],  # pycocotools writes into them
-            task,
-            kpt_oks_sigmas=self._kpt_oks_sigmas,
-            cocoeval_fn=COCOeval,
-            img_ids=img_ids,
-            max_dets_per_image=self._max_dets_per_image,
-        )
+    def _evaluate_task(self, results: list[dict], task: str, img_ids: Sequence[Any] | None) -> dict[str, float]:
+        if not results:
+            self._logger.warning("No predictions from the model!")
+            return dict.fromkeys(_LVIS_METRICS, math.nan)
+        self._logger.info(f"Evaluating {task} with hotcoco, at most {self._max_dets_per_image} detections per image")
+        # only the field of the task: with a box, the area of a mask would be that of the box
+        keys = ("image_id", "category_id", "score", RESULT_FIELDS[task])
+        results = [{key: result[key] for key in keys} for result in results]
+        hotcoco = import_hotcoco()
+        detections = hotcoco.LVISResults(self._lvis_api, results, max_dets=self._max_dets_per_image)
+        evaluation = hotcoco.LVISEval(self._lvis_api, detections, task)
+        evaluation.run()
+        evaluation.print_results()
+        figures = evaluation.get_results()
+        scores = {name: 100 * figures[name] if figures[name] >= 0 else math.nan for name in _LVIS_METRICS}
+        self._logger.info(f"Evaluation results for {task}: \n" + create_small_table(scores))
+        return scores

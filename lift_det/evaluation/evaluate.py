@@ -1,4 +1,4 @@
-"""A detector's evaluation on the test set of its config, a LazyConfig or yacs's."""
+"""Evaluation of a detector on the test set of a config."""
 
 from __future__ import annotations
 
@@ -17,36 +17,32 @@ from torch import nn
 from tqdm import tqdm
 
 from lift_det.data import DatasetMapper, get_dataset_dicts
-from lift_det.results import EvaluationResult, count_objects
+from lift_det.results import EvaluationResult
 
-from .coco_evaluation import COCOEvaluator
-from .lvis_evaluation import LVISEvaluator
+from .coco_evaluation import COCOEvaluator, LVISEvaluator
 
 
 def evaluation_config(cfg: DictConfig | CfgNode) -> DictConfig:
-    """What a detector is evaluated on and by: ``dataloader.test`` and ``dataloader.evaluator``.
-
-    Args:
-        cfg: a LazyConfig, which is given back; or yacs's, whose one test set is put in that form.
+    """Returns a LazyConfig with ``dataloader.test`` and ``dataloader.evaluator``; a yacs config is converted.
 
     Raises:
-        ValueError: there is no evaluator of detectors, or yacs's config has no test set or several.
+        ValueError: the config has no evaluator for detectors, or the yacs config does not have exactly one test set.
     """
     if isinstance(cfg, CfgNode):
-        return _config_of_yacs(cfg)
+        return _convert_yacs(cfg)
     if "test" not in cfg.get("dataloader", {}) or "evaluator" not in cfg.dataloader:
-        raise ValueError("The config has no dataloader.test with a dataloader.evaluator: there is nothing to evaluate.")
+        raise ValueError("The config has no dataloader.test or no dataloader.evaluator.")
     target = cfg.dataloader.evaluator._target_
     evaluator = locate(target) if isinstance(target, str) else target
     if not (isinstance(evaluator, type) and issubclass(evaluator, (UpstreamCOCOEvaluator, UpstreamLVISEvaluator))):
         raise ValueError(
-            f"The config's evaluator is {target}, not COCO's or LVIS's: its model is no detector. What the training "
-            "of a LiFT has measured is in its metrics.json (recorded_result, `lift-det eval --recorded`)."
+            f"The config's evaluator is {target}: expected COCOEvaluator or LVISEvaluator. The results of a LiFT are "
+            "in the metrics.json of its training (`lift-det eval --recorded`, recorded_result)."
         )
     return cfg
 
 
-def _config_of_yacs(cfg: CfgNode) -> DictConfig:
+def _convert_yacs(cfg: CfgNode) -> DictConfig:
     if len(cfg.DATASETS.TEST) != 1:
         raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: expected one data set, such as ('my_val',).")
     (name,) = cfg.DATASETS.TEST
@@ -61,7 +57,7 @@ def _config_of_yacs(cfg: CfgNode) -> DictConfig:
 
 
 def evaluated_dataset(cfg: DictConfig | CfgNode) -> str | None:
-    """What a config evaluates on: the annotation file that it names, else the data set's name, else None."""
+    """Returns the annotation file, else the name, of a config's test set; None if there is no test set."""
     if isinstance(cfg, CfgNode):
         names = cfg.DATASETS.TEST
     else:
@@ -80,35 +76,30 @@ def evaluate_detector(
     config: str | None = None,
     weights: str | None = None,
 ) -> EvaluationResult:
-    """Runs a detector over a test set, with a progress bar, and evaluates it as its config says.
+    """Evaluates a detector on the test set of a config, with a progress bar.
 
     Args:
-        model: left in the mode it was in.
-        cfg: with ``dataloader.test`` and ``dataloader.evaluator``, see :func:`evaluation_config`; not changed.
-        output_dir: for the evaluator's files: predictions, as COCO results and as torch's.
-        name: of the result.
-        dataset: what the result says of the data (:func:`evaluated_dataset`).
-        config, weights: paths that the result is to name.
+        model: its training mode is restored afterwards.
+        cfg: see :func:`evaluation_config`; not modified.
+        output_dir: folder for the evaluator's files.
+        name, dataset, config, weights: attributes of the result. ``dataset`` defaults to :func:`evaluated_dataset`.
 
     Raises:
         ValueError: the data set has no annotations.
-        lift_det.data.DatasetError: it cannot be loaded.
+        lift_det.data.DatasetError: the data set cannot be loaded.
     """
     dataset = dataset or evaluated_dataset(cfg)
     records = instantiate(cfg.dataloader.test.dataset)
-    loader = instantiate({**cfg.dataloader.test, "dataset": records})  # they are not loaded again
+    loader = instantiate({**cfg.dataloader.test, "dataset": records})
     evaluator = instantiate({**cfg.dataloader.evaluator, "output_dir": os.fspath(output_dir)})
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO's table, whose figures the result has
+    with contextlib.redirect_stdout(io.StringIO()):  # COCO's table
         figures = inference_on_dataset(model, tqdm(loader, desc=name, unit="batch"), evaluator)
     if not figures:
-        raise ValueError(f"'{dataset}' has no annotations to evaluate on. Predictions are in '{output_dir}'.")
-    classes = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name).get("thing_classes")
-    return EvaluationResult(
-        name,
-        {task: dict(values) for task, values in figures.items()},
-        dataset,
-        num_images=len(records),
-        objects=count_objects(records, classes) if classes else {},
-        config=config,
-        weights=weights,
-    )
+        raise ValueError(f"'{dataset}' has no annotations to evaluate on. The predictions are in '{output_dir}'.")
+    classes = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name).get("thing_classes") or []
+    objects = dict.fromkeys(classes, 0)
+    for record in records if classes else ():
+        for annotation in record.get("annotations", ()):
+            objects[classes[annotation["category_id"]]] += not annotation.get("iscrowd", 0)
+    figures = {task: dict(values) for task, values in figures.items()}
+    return EvaluationResult(name, figures, dataset, len(records), objects, config, weights)

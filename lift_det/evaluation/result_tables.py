@@ -1,7 +1,8 @@
-"""Tables of one evaluation, and of several side by side, in Markdown."""
+"""Markdown tables of evaluations."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,158 +11,75 @@ from typing import Any
 from tabulate import tabulate
 
 from lift_det.files import write_text_atomically
-from lift_det.results import (
-    CLASS_PREFIX,
-    TASKS,
-    EvaluationResult,
-    check_comparable,
-    class_figures,
-    is_detection,
-    overall_figures,
-    result_as_json,
-    write_json,
-)
+from lift_det.results import TASKS, EvaluationResult, write_json
 
-_MOST_LISTED = 12  # classes in a sentence
+_OVERALL = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_CLASS_PREFIX = "AP-"  # of the AP of a class
 
 
 def result_table(result: EvaluationResult) -> str:
-    """One evaluation as Markdown tables: overall and by size, then a row for each class that has objects."""
-    if not is_detection(result):
-        return comparison_table([result])
-    overall = {task: overall_figures(figures) for task, figures in _tasks(result).items()}
-    columns = list(dict.fromkeys(name for figures in overall.values() for name in figures))
-    rows = [[TASKS[task], *(_cell(figures.get(name)) for name in columns)] for task, figures in overall.items()]
-    parts = [_table(rows, ["", *columns])]
+    """Formats an evaluation as Markdown. For a detector: overall metrics of each task, then the AP of each class.
 
-    by_class = {task: class_figures(figures) for task, figures in _tasks(result).items()}
-    classes = _classes([result])
-    present, absent = _present(classes, [result])
-    if present:
-        rows = [
-            [name, *([result.objects.get(name, "")] if result.objects else [])]
-            + [_cell(figures.get(name)) for figures in by_class.values()]
-            for name in present
-        ]
-        header = ["class", *(["objects"] if result.objects else []), *(f"AP, {TASKS[task]}" for task in by_class)]
-        parts.append(_table(rows, header))
-    if absent:
-        parts.append(f"Not one object of: {_listed(absent)}.")
-    return "\n\n".join(parts)
+    A dash means that there are no objects for the metric.
+    """
+    tasks = {name: _sorted(result.figures[task]) for task, name in TASKS.items() if task in result.figures}
+    if not tasks:
+        return comparison_table([result])
+    names = list(dict.fromkeys(name for figures in tasks.values() for name in figures))
+    columns = [name for name in names if not name.startswith(_CLASS_PREFIX)]
+    classes = [name.removeprefix(_CLASS_PREFIX) for name in names if name.startswith(_CLASS_PREFIX)]
+    rows = [[task, *(_cell(figures.get(name)) for name in columns)] for task, figures in tasks.items()]
+    table = _table(rows, ["", *columns])
+    if not classes:
+        return table
+    rows = [[name, *(_cell(figures.get(_CLASS_PREFIX + name)) for figures in tasks.values())] for name in classes]
+    header = ["class", *(f"AP, {task}" for task in tasks)]
+    if result.objects:
+        header.append("objects")
+        rows = [[*row, result.objects.get(row[0], "")] for row in rows]
+    return f"{table}\n\n{_table(rows, header)}"
 
 
 def comparison_table(results: Sequence[EvaluationResult]) -> str:
-    """Several evaluations side by side as Markdown: differences against the first in brackets, notes above.
+    """Formats evaluations side by side as Markdown, with the differences from the first in brackets.
 
-    A figure that a result does not have leaves its cell empty; one that cannot be computed is a dash.
-
-    Raises:
-        ValueError: there is none, or detectors and LiFTs are among them.
+    Each row is a metric with its name in ``metrics.json``, such as "bbox/AP-person". A cell is empty if a result does
+    not have the metric, and a dash if there are no objects for it. A line above the table notes different data sets.
     """
-    check_comparable(results)
-    parts = comparison_notes(results)
-    header = [result.name for result in results]
-    if not is_detection(results[0]):
-        keys = list(dict.fromkeys((task, name) for r in results for task, names in r.figures.items() for name in names))
-        rows = []
-        for task, name in sorted(keys, key=lambda key: key[0]):  # the order of methods stays
-            values = [result.figures.get(task, {}).get(name) for result in results]
-            rows.append([f"{task}/{name}", *_cells(values, digits=1 if task.startswith("error") else 4)])
-        return "\n\n".join([*parts, _table(rows, ["", *header])])
-
-    classes, absent = _present(_classes(results), results)
-    # of the same data there is one number of objects
-    objects = results[0].objects if all(result.objects == results[0].objects for result in results) else {}
-    for task in dict.fromkeys(task for result in results for task in _tasks(result)):
+    rows = []
+    for task in dict.fromkeys(task for result in results for task in result.figures):
         figures = [result.figures.get(task, {}) for result in results]
-        overall = list(dict.fromkeys(name for one in figures for name in overall_figures(one)))
-        rows = [[name, *_cells([one.get(name) for one in figures])] for name in overall]
-        for name in classes:
-            label = f"{name} ({objects[name]})" if name in objects else name
-            rows.append([label, *_cells([one.get(CLASS_PREFIX + name) for one in figures])])
-        parts += [f"### {TASKS[task].capitalize()}", _table(rows, ["", *header])]
-    if classes:
-        parts.append(f"Below the overall figures: AP of each class{' (objects)' if objects else ''}.")
-    if absent:
-        parts.append(f"Not one object of: {_listed(absent)}.")
-    return "\n\n".join(parts)
+        digits = 1 if task in TASKS or task.startswith("error_reduction") else 4
+        for name in _sorted({name: None for values in figures for name in values}):
+            first = figures[0].get(name)
+            row = [f"{task}/{name}", _cell(first, digits)]
+            for values in figures[1:]:
+                value = values.get(name)
+                comparable = None not in (first, value) and not math.isnan(value - first)
+                # adding 0.0 turns -0.0 into 0.0
+                difference = f" ({round(value - first, digits) + 0.0:+.{digits}f})" if comparable else ""
+                row.append(_cell(value, digits) + difference)
+            rows.append(row)
+    table = _table(rows, ["", *(result.name for result in results)])
+    data = [f"{result.name}: {result.dataset}, {result.num_images} images" for result in results]
+    if len({(result.dataset, result.num_images) for result in results}) > 1:
+        return f"**Not the same data.** {'; '.join(data).replace(', None images', '')}.\n\n{table}"
+    return table
 
 
 def write_comparison(results: Sequence[EvaluationResult], folder: str | os.PathLike) -> list[str]:
-    """Writes ``comparison.md`` (:func:`comparison_table`) and ``comparison.json``, each whole or not at all.
-
-    Returns:
-        Their paths.
-    """
-    table, figures = (os.path.join(folder, f"comparison.{ending}") for ending in ("md", "json"))
-    text = comparison_table(results)
-    os.makedirs(folder, exist_ok=True)
-    write_text_atomically(table, f"{text}\n")
-    write_json(figures, {"results": [result_as_json(result) for result in results]})
-    return [table, figures]
+    """Writes ``comparison.md`` (:func:`comparison_table`) and ``comparison.json``, and returns their paths."""
+    table, data = (os.path.join(folder, name) for name in ("comparison.md", "comparison.json"))
+    write_json(data, {"results": [dataclasses.asdict(result) for result in results]})
+    write_text_atomically(table, f"{comparison_table(results)}\n")
+    return [table, data]
 
 
-def comparison_notes(results: Sequence[EvaluationResult]) -> list[str]:
-    """What keeps evaluations from being compared: other data, other classes; empty where nothing is known to."""
-    notes = []
-    if len(results) > 1:
-        data = {result.name: _data(result) for result in results}
-        if len(set(data.values())) > 1:
-            listed = "; ".join(f"{name}: {text}" for name, text in data.items())
-            notes.append(f"**Not the same data**, so differences are not of the models alone. {listed}.")
-        elif results[0].dataset is None:
-            notes.append("Not known whether these were evaluated on the same data.")
-    # a model that predicts nothing has no figures of classes, and objects none the less
-    sets = [{*_classes([result]), *result.objects} for result in results]
-    uncommon = [name for name in _classes(results) if any(name not in names for names in sets)]
-    if uncommon:
-        notes.append(f"**Not the same classes**: not every data set has {_listed(uncommon)}.")
-    return notes
-
-
-def _data(result: EvaluationResult) -> str:
-    images = "" if result.num_images is None else f" ({result.num_images} images)"
-    return (result.dataset or "data not known") + images
-
-
-def _tasks(result: EvaluationResult) -> dict[str, Mapping[str, float]]:
-    return {task: result.figures[task] for task in TASKS if task in result.figures}
-
-
-def _classes(results: Sequence[EvaluationResult]) -> list[str]:
-    """All that have a figure of their own; in class order where it is known, else as the files have them."""
-    with_figures = dict.fromkeys(
-        name for result in results for figures in _tasks(result).values() for name in class_figures(figures)
-    )
-    ordered = dict.fromkeys(name for result in results for name in result.objects if name in with_figures)
-    return list(ordered | with_figures)
-
-
-def _present(classes: Sequence[str], results: Sequence[EvaluationResult]) -> tuple[list[str], list[str]]:
-    """Classes with an AP anywhere, and those without: there is no object of them."""
-    values = {
-        name: [figures.get(CLASS_PREFIX + name, math.nan) for r in results for figures in _tasks(r).values()]
-        for name in classes
-    }
-    absent = [name for name in classes if all(map(math.isnan, values[name]))]
-    return [name for name in classes if name not in absent], absent
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MOST_LISTED])} and {more} more"
-
-
-def _cells(values: Sequence[float | None], digits: int = 1) -> list[str]:
-    """The first value, and the others with their differences from it."""
-    first = values[0]
-    cells = [_cell(first, digits)]
-    for value in values[1:]:
-        cell = _cell(value, digits)
-        if None not in (first, value) and not math.isnan(value - first):
-            cell += f" ({round(value - first, digits) + 0.0:+.{digits}f})"  # the zero makes 0.0 of -0.0
-        cells.append(cell)
-    return cells
+def _sorted(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Sorts overall metrics in COCO's order, before those of classes. In metrics.json they are sorted by name."""
+    overall = [name for name in figures if not name.startswith(_CLASS_PREFIX)]
+    names = [*_OVERALL, *overall, *figures]
+    return {name: figures[name] for name in names if name in figures}
 
 
 def _cell(value: float | None, digits: int = 1) -> str:

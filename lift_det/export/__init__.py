@@ -1,10 +1,8 @@
-"""Export: LiFT, a ViT with LiFT, a detector's backbone, or a detector, to ONNX and ``torch.export``, and compared."""
+"""Export of LiFT, a ViT with LiFT, a detector's backbone or a detector to ONNX and ``torch.export``."""
 
-from .comparison import TOLERANCE, Comparison, ExportError
 from .detector import export_detector
-from .modules import BackboneModule, DetectorModule, ExportModule, FeaturesModule, LiFTModule
-from .onnx_file import OPSET, check_onnx, export_onnx, require_onnx
-from .program import check_program, export_program, trace
+from .files import OPSET, TOLERANCE, Comparison, ExportError, export_onnx, export_program, require_onnx, trace
+from .modules import BackboneModule, ExportModule, FeaturesModule, LiFTModule
 from .traceable import traceable
 
 __all__ = [
@@ -12,13 +10,10 @@ __all__ = [
     "TOLERANCE",
     "BackboneModule",
     "Comparison",
-    "DetectorModule",
     "ExportError",
     "ExportModule",
     "FeaturesModule",
     "LiFTModule",
-    "check_onnx",
-    "check_program",
     "export_detector",
     "export_onnx",
     "export_program",

@@ -1,7 +1,4 @@
-"""A whole detector as ONNX: one image of one size, through torch's older exporter.
-
-torch.export does not trace detectron2's boxes, whose number depends on the image. ``torch.jit.trace`` follows them.
-"""
+"""A whole detector as ONNX, for one image of one size."""
 
 from __future__ import annotations
 
@@ -12,116 +9,118 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
-from detectron2.export.torchscript_patch import patch_builtin_len
-from torch import Tensor
+from detectron2.export import TracingAdapter
+from detectron2.modeling import GeneralizedRCNN
+from torch import Tensor, nn
 
-from .comparison import TOLERANCE, Comparison, require_agreement
-from .modules import DetectorModule
-from .onnx_file import OPSET, check_onnx, require_onnx
-from .staging import staged
+from .files import OPSET, TOLERANCE, Comparison, load_onnx, require_onnx, write_compared
+from .modules import BackboneModule
 from .traceable import traceable
 
 
 def export_detector(
-    module: DetectorModule,
+    detector: nn.Module,
     path: str | os.PathLike,
     images: Sequence[Tensor],
     *,
     tolerance: float = TOLERANCE,
-    opset: int = OPSET,
 ) -> list[Comparison]:
-    """Writes a whole detector as ONNX and compares it, in onnxruntime on the CPU, with the module.
+    """Writes a whole detector as ONNX and compares it, in onnxruntime on the CPU, with the detector.
+
+    The file takes one image (1, 3, H, W), RGB, 0 to 255, and gives boxes (R, 4) as x0, y0, x1, y1 in pixels of the
+    image, scores (R,), classes (R,) and, of a Mask R-CNN, masks (R, 1, 28, 28): probabilities on a grid over each box.
 
     Args:
-        module: on the CPU, in evaluation mode.
-        path: the file; written whole once it agrees, or not at all.
-        images: each (1, 3, H, W), all of the one size that the file will take. It is traced on that in which most is
-            found and compared on all, number for number.
-        tolerance: see :meth:`Comparison.agrees`.
-        opset: of ONNX, 18 or later.
+        detector: lift_det's or detectron2's GeneralizedRCNN, on the CPU, in evaluation mode.
+        path: written atomically, and only if the file agrees. ``metadata_props`` has the detector's metadata.
+        images: each (1, 3, H, W), all of the size that the file will take. The one with the most detections is traced,
+            all are compared.
+        tolerance: largest difference, absolute or relative.
 
     Returns:
-        How near the file is to the module, for each image.
+        The differences for each image.
 
     Raises:
-        ExportError: it does not agree, or finds another number of objects.
+        ExportError: the file does not agree, or finds another number of objects.
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        ValueError: no images, of several sizes, or none in which the model finds anything.
+        ValueError: another model; no images, images of several sizes, or none in which the detector finds anything.
     """
     require_onnx()
     import onnx
 
+    if not isinstance(detector, GeneralizedRCNN):
+        raise ValueError(f"Expected a GeneralizedRCNN, got {type(detector).__name__}.")
     if not images or any(image.shape != images[0].shape or image.shape[0] != 1 for image in images):
         raise ValueError(f"Expected images (1, 3, H, W) of one size, got {[tuple(image.shape) for image in images]}.")
     with torch.no_grad():
-        found = [len(module(image)[0]) for image in images]
-        if not any(found):
-            raise ValueError("The model finds nothing in these images, so that nothing could be compared: name others.")
-        # traced where there is something to trace
-        example = images[found.index(max(found))]
-        buffer = io.BytesIO()
-        with _antialiased_resize(opset), patch_builtin_len(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of each size that becomes a constant, which is meant
-            torch.onnx.export(
-                traceable(module),
-                (example,),
-                buffer,
-                dynamo=False,
-                opset_version=opset,
-                input_names=list(module.input_names),
-                output_names=list(module.output_names),
-                dynamic_axes={name: {0: "objects"} for name in module.output_names},
-            )
+        counts = [len(_detect(detector, image)[0]) for image in images]
+    if not any(counts):
+        raise ValueError("The detector finds nothing in these images, so there is nothing to compare: name others.")
+    example = images[counts.index(max(counts))]
+    names = ["boxes", "scores", "classes", *(["masks"] if detector.roi_heads.mask_on else [])]
+    buffer = io.BytesIO()
+    with _antialiased_resize(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes become constants, which is intended
+        # torch.export does not trace detectron2's boxes, whose number depends on the image
+        torch.onnx.export(
+            TracingAdapter(traceable(detector), (example,), _detect),
+            (example,),
+            buffer,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=names,
+            dynamic_axes={name: {0: "objects"} for name in names},
+        )
     model = onnx.load_from_string(buffer.getvalue())
-    onnx.helper.set_model_props(model, {**module.describe(tuple(example.shape[-2:])), "opset": str(opset)})
-    with staged(path) as file:
-        onnx.save(model, file)
-        results = check_onnx(file, module, [(image,) for image in images])
-        require_agreement(results, tolerance)
-    return results
+    metadata = {
+        **BackboneModule.of_detector(detector).describe(tuple(example.shape[-2:])),
+        "kind": "detector",
+        "inputs": "images: (1, 3, H, W) float32, RGB, 0 to 255; normalized and padded inside",
+        "outputs": f"{', '.join(names)}; boxes are x0 y0 x1 y1 in pixels, masks are probabilities over each box",
+        "classes": str(detector.roi_heads.num_classes),
+    }
+    onnx.helper.set_model_props(model, metadata)
+    batches = [(image,) for image in images]
+    return write_compared(
+        path, lambda file: onnx.save(model, file), load_onnx, lambda image: _detect(detector, image), batches, tolerance
+    )
+
+
+def _detect(detector: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """(1, 3, H, W), RGB, 0 to 255 → boxes, scores, classes and masks if there are any."""
+    image = images[0] if detector.input_format == "RGB" else images[0].flip(0)
+    (instances,) = detector.inference([{"image": image}], do_postprocess=False)
+    outputs = (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)
+    return (*outputs, instances.pred_masks) if instances.has("pred_masks") else outputs
 
 
 @contextlib.contextmanager
-def _antialiased_resize(opset: int) -> Iterator[None]:
-    """Teaches torch's older exporter the two antialiased resizes, as the newer one writes them."""
+def _antialiased_resize() -> Iterator[None]:
+    """Adds antialiased resizing to torch's TorchScript-based exporter, with the attributes of the newer exporter."""
     from torch.onnx import symbolic_helper
 
-    def resize(mode: str):
+    def symbolic_for(mode: str):
         @symbolic_helper.parse_args("v", "v", "b", "none")
-        def symbolic(g, x, size, align_corners, scale_factors):
-            batch_and_channels = g.op(
-                "Slice", g.op("Shape", x), *(g.op("Constant", value_t=torch.tensor([i])) for i in (0, 2))
-            )
-            # height and width, which a trace computes from the image's unless they were made Python's
+        def symbolic(g, images, size, align_corners, scale_factors):
+            # a traced size is a list of scalars
             if symbolic_helper._is_packed_list(size):
-                sides = [symbolic_helper._unsqueeze_helper(g, side, [0]) for side in symbolic_helper._unpack_list(size)]
+                size = [symbolic_helper._unsqueeze_helper(g, x, [0]) for x in symbolic_helper._unpack_list(size)]
             else:
-                sides = [size]
-            sizes = g.op("Concat", batch_and_channels, *sides, axis_i=0)
+                size = [size]
+            batch_and_channels = symbolic_helper._slice_helper(g, g.op("Shape", images), axes=[0], starts=[0], ends=[2])
             empty = g.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
-            return g.op(
-                "Resize",
-                x,
-                empty,
-                empty,
-                sizes,
-                mode_s=mode,
-                coordinate_transformation_mode_s="half_pixel",
-                antialias_i=1,
-                cubic_coeff_a_f=-0.5,  # Keys'
-                exclude_outside_i=1,  # at the border, too, the weights sum to one
-            )
+            size = g.op("Concat", batch_and_channels, *size, axis_i=0)
+            options = {"antialias_i": 1, "cubic_coeff_a_f": -0.5, "exclude_outside_i": 1, "mode_s": mode}
+            return g.op("Resize", images, empty, empty, size, **options)  # half_pixel coordinates are the default
 
         return symbolic
 
-    symbolics = {
-        "aten::_upsample_bilinear2d_aa": resize("linear"),
-        "aten::_upsample_bicubic2d_aa": resize("cubic"),
-    }
-    for name, symbolic in symbolics.items():
-        torch.onnx.register_custom_op_symbolic(name, symbolic, opset)
+    names = {"aten::_upsample_bilinear2d_aa": "linear", "aten::_upsample_bicubic2d_aa": "cubic"}
+    for name, mode in names.items():
+        torch.onnx.register_custom_op_symbolic(name, symbolic_for(mode), OPSET)
     try:
         yield
     finally:
-        for name in symbolics:
-            torch.onnx.unregister_custom_op_symbolic(name, opset)
+        for name in names:
+            torch.onnx.unregister_custom_op_symbolic(name, OPSET)

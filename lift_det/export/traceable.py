@@ -1,4 +1,4 @@
-"""Rewrites models so that they can be traced with symbolic sizes, in operators that every format has."""
+"""Rewrites models so that they can be traced with dynamic sizes, in operators that every format has."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ M = TypeVar("M", bound=nn.Module)
 def traceable(model: M) -> M:
     """A copy of a model that computes the same and can be traced for images of any size.
 
-    What is written for speed (a few rows of the map at a time, operators of lift_det's own) or depends on whether sizes
-    agree is replaced: blocks, windows and positions of :class:`lift_det.ViT`, the rotary positions of DINOv3, and how
-    LiFT enlarges the image (``resize_image``), which onnxruntime does less exactly. Everything else traces as it is,
-    other ViTs and upsamplers too, but for a ViT that has a :attr:`~lift_det.modeling.PlainViT.fixed_size_reason`.
+    Replaced are the blocks, windows and positions of :class:`lift_det.ViT`, the rotary positions of DINOv3, and LiFT's
+    enlarging of the image (``resize_image``), which onnxruntime does less exactly. Other modules are traced unchanged.
 
     Args:
         model: in evaluation mode; not changed.
@@ -53,10 +51,9 @@ def traceable(model: M) -> M:
 
 
 class _TraceableBlock(Block):
-    """The block without splitting the map, as in training."""
+    """The block without splitting the map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
         x = x + self.attn(self.norm1(x), self.window_size)
         x = x + self.mlp(self.norm2(x))
         if self.use_residual_block:
@@ -65,65 +62,55 @@ class _TraceableBlock(Block):
 
 
 class _TraceableAttention(Attention):
-    """Attention with its relative positions as a mask, and windows that are filled up whether they need it or not."""
+    """Attention with relative positions as a mask. Windows are always padded, so that sizes need no condition."""
 
     def forward(self, x: Tensor, window_size: int = 0) -> Tensor:
-        """As :meth:`Attention.forward`."""
+        """(B, H, W, C) → (B, H, W, C)."""
         batch, height, width, _ = x.shape
         if window_size:
-            # not -height // window_size, which cannot be reasoned about where sizes are symbols
+            # torch.export cannot reason about -height // window_size
             down, across = (height + window_size - 1) // window_size, (width + window_size - 1) // window_size
             x = F.pad(x, (0, 0, 0, across * window_size - width, 0, down * window_size - height))
             # (B, down, window, across, window, C) → (B · down · across, window, window, C)
             x = x.unflatten(2, (across, window_size)).unflatten(1, (down, window_size)).transpose(2, 3).flatten(0, 2)
         grid = x.shape[1], x.shape[2]
         # (B', h · w, 3, heads, d) → three of (B', heads, h · w, d)
-        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.use_rel_pos:
             rows, columns = _vectors(self.rel_pos_h, grid[0]), _vectors(self.rel_pos_w, grid[1])
             x = masked_attention(q, k, v, rows, columns, self.scale)
         else:
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        # cloned, because backends differ in the memory layout of what attention gives
+        # cloned, because the memory layout of attention's result differs between backends
         x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         x = x.flatten(2).unflatten(1, grid)  # (B', h, w, C)
         if window_size:
             x = x.unflatten(0, (batch, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-            # a slice would be traced either for maps that were filled up or for those that were not
+            # a slice would be specialized on whether the map was padded
             x = x.index_select(1, torch.arange(height, device=x.device))
             x = x.index_select(2, torch.arange(width, device=x.device))
         return self.proj(x)
 
 
 def _vectors(table: Tensor, length: int) -> Tensor:
-    """What ``relative_vectors`` of the layer gives for queries and keys of one length: (L, d) → (length, length, d).
-
-    The table is interpolated in any case: to its own length that changes nothing.
-    """
+    """Relative vectors for queries and keys of one length, always interpolated: (L, d) → (length, length, d)."""
     table = F.interpolate(table.t()[None], size=2 * length - 1, mode="linear")[0].t()
     places = torch.arange(length, device=table.device)
     return table[places[:, None] - places + (length - 1)]
 
 
 class _EmbeddingWithPositions(nn.Module):
-    """The patches with their positions, which are interpolated in any case: to their own grid that changes nothing."""
+    """Patch embedding (N, h, w, C) plus positions (1, size², C), which are always interpolated."""
 
     def __init__(self, embedding: nn.Module, positions: Tensor) -> None:
-        """
-        Args:
-            embedding: gives (N, h, w, C).
-            positions: (1, size², C), without those of other tokens.
-        """
         super().__init__()
         self.embedding = embedding
         size = round(positions.shape[1] ** 0.5)
-        # a tensor of its own: views of the ViT's are not saved well
+        # contiguous, because torch.export.save does not handle views of the ViT's parameter
         positions = positions.detach().unflatten(1, (size, size)).permute(0, 3, 1, 2).contiguous()
         self.register_buffer("positions", positions)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, h, w, C)."""
         patches = self.embedding(images)
         size = patches.shape[1], patches.shape[2]
         positions = F.interpolate(self.positions, size=size, mode="bicubic", align_corners=False)
@@ -131,7 +118,7 @@ class _EmbeddingWithPositions(nn.Module):
 
 
 class _TraceableRotaryEmbedding(RotaryEmbeddingDinoV3):
-    """timm's, with coordinates that are divided by the sizes as they are, not by floats made of them."""
+    """timm's, without converting sizes to float."""
 
     def _create_embed(self, feat_shape: Sequence[int], no_aug: bool = False) -> Tensor:
         axes = [(torch.arange(length) + 0.5 + self.grid_offset) / length for length in feat_shape]
@@ -142,20 +129,17 @@ class _TraceableRotaryEmbedding(RotaryEmbeddingDinoV3):
 
 
 def _resize_exactly(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """``resize`` with coordinates in whole numbers where it enlarges.
-
-    onnxruntime has them in fp32, so that 448 pixels of noise enlarged to 512 are wrong by 3e-4, and LiFT's map is, too.
-    """
+    """``resize``, with integer coordinates where it enlarges: onnxruntime's fp32 ones are off by 3e-4 at 448 pixels."""
     if images.shape[-2] >= size[0] or images.shape[-1] >= size[1]:
         return resize(images, size)
     for dim, length in zip((2, 3), size, strict=True):
         old = images.shape[dim]
-        # where the new pixels' centres lie between the old ones', in units of 1 / (2 · length)
+        # centres of the new pixels between those of the old ones, in units of 1 / (2 · length)
         places = ((2 * torch.arange(length, device=images.device) + 1) * old - length).clamp(min=0)
         before = places // (2 * length)
-        share = (places - before * (2 * length)) / (2 * length)
+        weight = ((places - before * (2 * length)) / (2 * length)).to(images.dtype)
+        weight = weight[:, None] if dim == 2 else weight
         after = (before + 1).clamp(max=old - 1)
-        share = share.to(images.dtype).view([-1 if i == dim else 1 for i in range(4)])
         first, second = images.index_select(dim, before), images.index_select(dim, after)
-        images = first + (second - first) * share
+        images = first + (second - first) * weight
     return images

@@ -1,8 +1,8 @@
-"""Models: the upsamplers, the ViTs, the pyramid that joins them, and the whole models around it."""
+"""Models: ViTs, feature upsamplers, the feature pyramid, the detector and LiFT's training."""
 
 from .backbones import NamedViT, PlainViT, TimmViT, ViT, find_vit
 from .build import add_lift_config, build_lift_rcnn, build_lift_vitdet_backbone
-from .feature_spec import FeatureSpec, same_weights, weights_fingerprint
+from .feature_spec import FeatureSpec
 from .features import FeatureExtractor, upsampled_features, whole_patches
 from .meta_arch import GeneralizedRCNN, LiFTPretraining
 from .pyramid import LiFTFeaturePyramid
@@ -42,9 +42,7 @@ __all__ = [
     "find_vit",
     "load_lift",
     "register_upsampler",
-    "same_weights",
     "save_lift",
     "upsampled_features",
-    "weights_fingerprint",
     "whole_patches",
 ]

@@ -1,4 +1,4 @@
-"""yacs: the config nodes of lift_det and the names added to detectron2's registries, which happens here alone."""
+"""yacs support: config keys, and entries in detectron2's registries."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .upsamplers import LazyUpsampler
 
 
 def add_lift_config(cfg: CfgNode) -> None:
-    """Adds what lift_det reads to a detectron2 config, with ViTDet-B's and the dense LiFT's values as defaults.
+    """Adds lift_det's keys to a detectron2 config, with defaults for ViTDet-B and the dense LiFT.
 
     Call it after :func:`detectron2.config.get_cfg` and before merging a file.
     """
     cfg.MODEL.VIT = CfgNode()
     cfg.MODEL.VIT.FREEZE = False
     cfg.MODEL.VIT.USE_ACT_CHECKPOINT = False
-    # A timm name makes a TimmViT, of which the next three are; windows and drop path are for LazyConfigs
+    # Arguments of TimmViT, which is used if TIMM_NAME is set
     cfg.MODEL.VIT.TIMM_NAME = ""
     cfg.MODEL.VIT.CHECKPOINT = ""
     cfg.MODEL.VIT.PRETRAINED = False
-    cfg.MODEL.VIT.NORM = True  # the final norm on the map
-    # Without a timm name these make detectron2's ViT; its weights come through MODEL.WEIGHTS
+    cfg.MODEL.VIT.FINAL_NORM = True
+    # Arguments of ViT; its weights are loaded through MODEL.WEIGHTS
     cfg.MODEL.VIT.IMG_SIZE = 1024
     cfg.MODEL.VIT.PATCH_SIZE = 16
     cfg.MODEL.VIT.EMBED_DIM = 768
@@ -42,19 +42,16 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.VIT.PRETRAIN_IMG_SIZE = 224
 
     cfg.MODEL.LIFT = CfgNode()
-    cfg.MODEL.LIFT.CHECKPOINT = ""  # a trained LiFT: all that it needs
-    # In the registry of upsamplers, or "none"; None is what the checkpoint holds, or "lift" without one
-    cfg.MODEL.LIFT.UPSAMPLER = None
-    cfg.MODEL.LIFT.NORM = None  # LiFT's normalisation layer; None is the checkpoint's, or "BN"
-    cfg.MODEL.LIFT.RESIDUAL = None  # False is the paper's network; the authors' files do not say it
+    cfg.MODEL.LIFT.CHECKPOINT = ""  # file of a trained LiFT
+    cfg.MODEL.LIFT.UPSAMPLER = None  # a registered name or "none"; None is the checkpoint's, or "lift"
+    cfg.MODEL.LIFT.NORM = None  # normalisation layer; None is the checkpoint's, or "BN"
+    cfg.MODEL.LIFT.RESIDUAL = None  # has to be False for the authors' files
     cfg.MODEL.LIFT.STEPS = 1
-    cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 is the fast way
+    cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 for the fast LiFT
     cfg.MODEL.LIFT.FREEZE = False
-    # Fields of FeatureSpec in which the LiFT may have been trained on other features, such as ["backbone"]
-    cfg.MODEL.LIFT.ALLOW_LIFT = []
-    # Parts of the model that a checkpoint may fill in part; see lift_det.modeling.GeneralizedRCNN
-    cfg.MODEL.LIFT.ALLOW_PARTIAL = []
-    cfg.MODEL.LIFT.MASK_FORMAT = "bitmask"  # or "rle"; see lift_det.modeling.GeneralizedRCNN
+    cfg.MODEL.LIFT.ALLOW_LIFT = []  # ignore_mismatch of LiFTFeaturePyramid
+    cfg.MODEL.LIFT.ALLOW_PARTIAL = []  # ignore_mismatch of GeneralizedRCNN
+    cfg.MODEL.LIFT.MASK_FORMAT = "bitmask"  # or "rle"
 
     cfg.MODEL.SIMPLE_FPN = CfgNode()
     cfg.MODEL.SIMPLE_FPN.OUT_CHANNELS = 256
@@ -62,41 +59,42 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.SIMPLE_FPN.NORM = "LN"
     cfg.MODEL.SIMPLE_FPN.SQUARE_PAD = 1024
 
-    # tools/train_net.py: "ADAMW" with layer-wise decay as in ViTDet, or detectron2's "SGD"
-    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # with layer-wise decay as in ViTDet, or "SGD" as in detectron2
     cfg.SOLVER.VIT_LR_DECAY_RATE = 0.7
-    cfg.SOLVER.LIFT_LR_RATE = None  # LiFT's factor; see lift_det.engine.LayerDecay
+    cfg.SOLVER.LIFT_LR_RATE = None  # see lift_det.engine.LayerDecay
 
 
 @BACKBONE_REGISTRY.register()
 def build_lift_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """ViT, LiFT and simple feature pyramid from ``MODEL.VIT``, ``MODEL.LIFT`` and ``MODEL.SIMPLE_FPN``.
+    """Builds the backbone from ``MODEL.VIT``, ``MODEL.LIFT`` and ``MODEL.SIMPLE_FPN``.
 
-    ``MODEL.META_ARCHITECTURE: build_lift_rcnn`` belongs with it: detectron2's GeneralizedRCNN does not check what of a
-    checkpoint fits.
+    Use it with ``MODEL.META_ARCHITECTURE: build_lift_rcnn``, which checks loaded checkpoints.
     """
     net = _build_vit(cfg.MODEL.VIT, input_shape)
-    pyramid = cfg.MODEL.SIMPLE_FPN
+    lift, pyramid = cfg.MODEL.LIFT, cfg.MODEL.SIMPLE_FPN
+    upsampler = None
+    if lift.UPSAMPLER != "none":
+        upsampler = LazyUpsampler(lift.UPSAMPLER, lift.CHECKPOINT, norm=lift.NORM, residual=lift.RESIDUAL)
     return LiFTFeaturePyramid(
         net,
-        _upsampler(cfg.MODEL.LIFT),
+        upsampler,
         in_feature="last_feat",
         out_channels=pyramid.OUT_CHANNELS,
         level_strides=pyramid.LEVEL_STRIDES,
-        steps=cfg.MODEL.LIFT.STEPS,
-        input_scale=cfg.MODEL.LIFT.INPUT_SCALE,
+        steps=lift.STEPS,
+        input_scale=lift.INPUT_SCALE,
         top_block=LastLevelMaxPool(),
         norm=pyramid.NORM,
         square_pad=pyramid.SQUARE_PAD,
         freeze_net=cfg.MODEL.VIT.FREEZE,
-        freeze_lift=cfg.MODEL.LIFT.FREEZE,
-        allow_lift=cfg.MODEL.LIFT.ALLOW_LIFT,
+        freeze_lift=lift.FREEZE,
+        ignore_mismatch=lift.ALLOW_LIFT,
     )
 
 
 @META_ARCH_REGISTRY.register()
 def build_lift_rcnn(cfg: CfgNode) -> GeneralizedRCNN:
-    """lift_det's GeneralizedRCNN, which checks what it loads; detectron2's own has that name in the registry."""
+    """Builds lift_det's GeneralizedRCNN; detectron2's has that name in the registry."""
     return GeneralizedRCNN(cfg)
 
 
@@ -106,7 +104,7 @@ def _build_vit(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
             cfg.TIMM_NAME,
             pretrained=cfg.PRETRAINED,
             checkpoint=cfg.CHECKPOINT,
-            norm=cfg.NORM,
+            final_norm=cfg.FINAL_NORM,
             use_act_checkpoint=cfg.USE_ACT_CHECKPOINT,
         )
     return ViT(
@@ -124,9 +122,3 @@ def _build_vit(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         pretrain_img_size=cfg.PRETRAIN_IMG_SIZE,
         use_act_checkpoint=cfg.USE_ACT_CHECKPOINT,
     )
-
-
-def _upsampler(cfg: CfgNode) -> LazyUpsampler | None:
-    if cfg.UPSAMPLER == "none":
-        return None
-    return LazyUpsampler(cfg.UPSAMPLER, cfg.CHECKPOINT, norm=cfg.NORM, residual=cfg.RESIDUAL)

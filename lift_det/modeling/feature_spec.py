@@ -1,9 +1,11 @@
-"""Which features of which ViT: what a LiFT was trained on, compared with what it is given."""
+"""Description of the features that an upsampler was trained on."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from torch import nn
 
@@ -12,97 +14,66 @@ from lift_det.checkpoint import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """Describes the features that a ViT gives. A field that is None is unknown, and equal to anything.
+    """Describes a ViT's features. Fields that are None are unknown and match anything.
 
-    It stands in the metadata of a LiFT's file and beside a LiFT's tensors in every checkpoint, each field under its
-    own name.
-
-    Attributes:
-        backbone: the network, without its weights (:attr:`PlainViT.description`).
-        in_channels: C of the map.
-        patch_size: pixels.
-        layer: the block, counted from 0.
-        facet: ``"token"``, ``"query"``, ``"key"`` or ``"value"``.
-        final_norm: whether the ViT's final norm is applied. (``norm`` in a LiFT's file is LiFT's own normalisation.)
-        weights: the ViT's, as :func:`weights_fingerprint` describes them.
-        pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255. They are recorded and not compared.
+    A LiFT's file and every checkpoint with a LiFT store the fields under their names.
     """
 
-    backbone: str | None = None
+    backbone: str | None = None  # PlainViT.description
     in_channels: int | None = None
-    patch_size: int | None = None
-    layer: int | None = None
+    patch_size: int | None = None  # pixels
+    layer: int | None = None  # counted from 0
     facet: str | None = None
     final_norm: bool | None = None
-    weights: str | None = None
-    pixel_mean: tuple[float, ...] | None = None
+    weights: str | None = None  # weights_fingerprint of the ViT
+    pixel_mean: tuple[float, ...] | None = None  # RGB, 0 to 255; not compared
     pixel_std: tuple[float, ...] | None = None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> FeatureSpec:
-        """Reads a spec from a file's metadata; other keys are ignored.
-
-        Raises:
-            CheckpointError: a value that cannot be read.
-        """
+        """Reads a spec from a file's metadata; raises CheckpointError for a value that cannot be parsed."""
         try:
-            return cls(**{name: read(metadata[name]) for name, read in _READ.items() if name in metadata})
-        except ValueError as error:
+            return cls(**{name: parse(metadata[name]) for name, parse in _PARSE.items() if name in metadata})
+        except (ValueError, KeyError) as error:
             raise CheckpointError(f"The metadata of a LiFT's file cannot be read: {error}. Train it again.") from error
 
     def to_metadata(self) -> dict[str, str]:
-        """The fields that are known, as strings."""
-        return {name: _text(value) for name, value in vars(self).items() if value is not None}
+        """Returns the known fields as strings."""
+        return {name: _to_text(value) for name, value in vars(self).items() if value is not None}
 
-    def differences(self, given: FeatureSpec, allow: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
-        """Compares what a LiFT was trained on (``self``) with what it is given.
+    def check(self, given: FeatureSpec, ignore_mismatch: Sequence[str] = (), source: str = "This LiFT") -> None:
+        """Compares the features that a LiFT was trained on (``self``) with the features it is ``given``.
 
         Args:
             given: the other features.
-            allow: names of fields that may differ.
-
-        Returns:
-            The fields that are known on both sides and differ, with both values as text.
+            ignore_mismatch: names of fields that may differ.
+            source: the LiFT's name in the message.
 
         Raises:
-            ValueError: a name in ``allow`` that is not compared.
+            CheckpointError: fields that are known on both sides differ; the message has both values of each.
+            ValueError: ``ignore_mismatch`` names a field that is not compared.
         """
-        check_field_names(allow)
-        found = {}
+        check_field_names(ignore_mismatch)
+        different = {}
         for name in COMPARED:
             ours, theirs = getattr(self, name), getattr(given, name)
-            if name in allow or ours is None or theirs is None:
+            if name in ignore_mismatch or None in (ours, theirs):
                 continue
             if name == "weights":
-                if not same_weights(ours, theirs):
-                    found[name] = _from_first_difference(ours, theirs)
+                different[name] = first_difference(ours, theirs)
             elif ours != theirs:
-                found[name] = (_text(ours), _text(theirs))
-        return found
-
-    def check(self, given: FeatureSpec, allow: Sequence[str] = (), source: str = "This LiFT") -> None:
-        """Raises an error where :meth:`differences` finds any.
-
-        Args:
-            given, allow: as in :meth:`differences`.
-            source: what the message calls the LiFT.
-
-        Raises:
-            CheckpointError: something differs; the message has both sides of each.
-            ValueError: as :meth:`differences`.
-        """
-        different = self.differences(given, allow)
+                different[name] = (_to_text(ours), _to_text(theirs))
+        different = {name: values for name, values in different.items() if values is not None}
         if different:
             lines = "".join(f"  {name}: trained with '{a}', given '{b}'\n" for name, (a, b) in different.items())
             raise CheckpointError(
-                f"{source} was trained on other features than it is given here:\n{lines}"
-                "Name the LiFT that was trained on this ViT, give the ViT the settings and weights that the LiFT was "
-                f"trained with, or train a LiFT on these features. If the difference is meant: "
-                f"allow_lift={list(different)}."
+                f"{source} was trained on other features than it is given:\n{lines}"
+                "Use the ViT, its weights and the settings that the LiFT was trained with, or train a LiFT on these "
+                f"features. To ignore the difference: ignore_mismatch={list(different)}."
             )
 
 
-#: the fields in which a LiFT and the features that it is given have to agree
+#: fields in which a LiFT and the features that it is given have to agree
 COMPARED = ("backbone", "in_channels", "patch_size", "layer", "facet", "final_norm", "weights")
 
 
@@ -110,18 +81,13 @@ def check_field_names(names: Sequence[str]) -> None:
     """Raises ValueError for a name that is not in :data:`COMPARED`."""
     unknown = sorted(set(names) - set(COMPARED))
     if unknown:
-        raise ValueError(f"allow_lift names {unknown}; what is compared is {list(COMPARED)}.")
+        raise ValueError(f"ignore_mismatch has {unknown}; the fields are {list(COMPARED)}.")
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """Describes weights so briefly that it fits into a file's metadata, and so that half precision changes nothing.
+    """Returns the root mean square of each parameter of two or more dimensions, four digits each, joined by spaces.
 
-    Args:
-        module: any module.
-
-    Returns:
-        The root mean square of each parameter of two or more dimensions, four significant digits each, joined by
-        spaces. Position embeddings are left out: they are resized to the grid that a model is built for.
+    Position embeddings are left out, because they are resized to the model's grid.
     """
     return " ".join(
         f"{parameter.detach().float().square().mean().sqrt().item():.4g}"
@@ -130,59 +96,32 @@ def weights_fingerprint(module: nn.Module) -> str:
     )
 
 
-def same_weights(a: str, b: str, tolerance: float = 0.01) -> bool:
-    """Whether two results of :func:`weights_fingerprint` are of the same weights.
-
-    Args:
-        a, b: the fingerprints.
-        tolerance: relative, of each number.
-    """
-    return len(a.split()) == len(b.split()) and _first_difference(a, b, tolerance) is None
-
-
-def _first_difference(a: str, b: str, tolerance: float = 0.01) -> int | None:
-    """Index of the first number that differs in two fingerprints of one length."""
-    for i, (first, second) in enumerate(zip(map(float, a.split()), map(float, b.split()), strict=True)):
-        # written so that NaN differs from everything
-        if not abs(first - second) <= tolerance * max(abs(first), abs(second)):
-            return i
+def first_difference(a: str, b: str, tolerance: float = 0.01) -> tuple[str, str] | None:
+    """Returns the first numbers in which two fingerprints differ by more than ``tolerance``, relatively, or None."""
+    for index, pair in enumerate(zip_longest(a.split(), b.split(), fillvalue="nan")):
+        if not math.isclose(*map(float, pair), rel_tol=tolerance):  # NaN differs from everything
+            return f"{pair[0]} in tensor {index}", f"{pair[1]} in tensor {index}"
     return None
 
 
-def _from_first_difference(a: str, b: str) -> tuple[str, str]:
-    """Cuts two fingerprints to where they differ, for a message."""
-    first, second = a.split(), b.split()
-    if len(first) != len(second):
-        return f"{len(first)} tensors", f"{len(second)} tensors"
-    start = _first_difference(a, b)
-    first, second = first[start : start + 4], second[start : start + 4]
-    return f"tensor {start} on: {' '.join(first)} …", f"tensor {start} on: {' '.join(second)} …"
+def _to_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{number:g}" for number in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _read_bool(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(f"expected 'true' or 'false', got '{text}'")
-    return text == "true"
-
-
-def _read_floats(text: str) -> tuple[float, ...]:
+def _to_floats(text: str) -> tuple[float, ...]:
     return tuple(map(float, text.split()))
 
 
-_READ = {
+_PARSE = {
     "backbone": str,
     "in_channels": int,
     "patch_size": int,
     "layer": int,
     "facet": str,
-    "final_norm": _read_bool,
+    "final_norm": {"true": True, "false": False}.__getitem__,
     "weights": str,
-    "pixel_mean": _read_floats,
-    "pixel_std": _read_floats,
+    "pixel_mean": _to_floats,
+    "pixel_std": _to_floats,
 }
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(f"{number:g}" for number in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Features of a frozen ViT, as they are or upsampled, and several upsamplings of the same features side by side."""
+"""Features of a ViT, with or without upsampling."""
 
 from __future__ import annotations
 
@@ -19,25 +19,19 @@ from .upsamplers import FeatureUpsampler, LazyUpsampler, fit_upsampler, resize
 
 
 class FeatureExtractor(Backbone):
-    """A ViT's features, from any block and facet, and an upsampler such as LiFT behind them. ::
+    """A ViT's features from any block and facet, optionally upsampled. ::
 
         net = TimmViT("vit_small_patch14_dinov2.lvd142m", pretrained=True)
         extractor = FeatureExtractor(net, load_lift("lift.safetensors")).eval()
         images = extractor.normalize(whole_patches(image, net.patch_size))
         features = extractor(images)["last_feat"]
 
-    Names in the state dict are ``net.*`` and ``lift.*``, as in a detector. With a ``layer`` before the last, what comes
-    behind it stays in the state dict and gets no gradients: freeze the ViT, or take the last layer.
+    State-dict names are ``net.*`` and ``lift.*``, as in a detector. Blocks after ``layer`` get no gradients.
 
     Attributes:
-        net: the ViT.
-        lift: what upsamples its map, or None.
-        layer: the block, counted from 0.
-        facet: what of the block.
-        norm: whether the ViT's final norm is applied.
-        steps: how often the map is doubled.
-        pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255; None where nobody says.
-        input_format: the order of the channels that the ViT takes.
+        layer, facet, final_norm: the features, with ``layer`` counted from 0.
+        steps: number of doublings; 0 without ``lift``.
+        pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255; None if unknown.
     """
 
     def __init__(
@@ -47,10 +41,10 @@ class FeatureExtractor(Backbone):
         *,
         layer: int | None = None,
         facet: str = "token",
-        norm: bool | None = None,
+        final_norm: bool | None = None,
         steps: int = 1,
         out_feature: str = "last_feat",
-        allow_lift: Sequence[str] = (),
+        ignore_mismatch: Sequence[str] = (),
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
         input_format: str = "RGB",
@@ -58,45 +52,39 @@ class FeatureExtractor(Backbone):
         """
         Args:
             net: a :class:`lift_det.TimmViT` or :class:`lift_det.ViT`.
-            lift: upsamples these features; ``None`` gives them as they are. A :class:`LazyUpsampler` is built for
-                this ViT.
-            layer: the block that the features are from, counted from 0 as in the paper and in
-                ``window_block_indexes``, or from the end if negative; ``None`` is the last. Later ones are not run.
-            facet: ``"token"`` is the block's output. ``"query"``, ``"key"`` and ``"value"`` are what its attention
-                projects its normed input to, heads side by side, before rotary positions and before any norm of queries
-                and keys, as in "Deep ViT Features as Dense Visual Descriptors" (Amir et al., arXiv 2112.05814).
-            norm: put tokens of whichever block through the ViT's final norm. ``None`` does if the ViT has one. Other
-                facets are never normed.
-            steps: how often the map is doubled; 0 gives it as it is.
-            out_feature: name of the map that :meth:`forward` gives.
-            allow_lift: fields of :class:`FeatureSpec` in which a trained LiFT's features may differ from these, such
-                as ``("backbone", "weights")``.
-            pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255; None takes the ViT's own.
-            input_format: ``"RGB"``, or ``"BGR"`` where the ViT wants that.
+            lift: upsampler of the features; a :class:`LazyUpsampler` is built for this ViT.
+            layer, facet, final_norm: see :meth:`PlainViT.feature_map`.
+            steps: number of doublings; 0 for none.
+            out_feature: name of the map in :meth:`forward`.
+            ignore_mismatch: fields of :class:`FeatureSpec`, such as ``("backbone", "weights")``, in which the features
+                may differ from those that ``lift`` was trained on.
+            pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255. Default: the ViT's own.
+            input_format: ``"RGB"``, or ``"BGR"`` if the ViT expects that.
 
         Raises:
-            ValueError: another kind of ViT, a layer, facet or norm that it does not have, or a LiFT that does not fit
-                the width or patch size of the features.
+            ValueError: another kind of ViT, a layer, facet or norm that it lacks, or a LiFT for another width or patch
+                size.
             CheckpointError: a LiFT that was trained on other features. The ViT's weights are compared only if it was
-                built with them; those that come later with ``lift.trained_on.check(self.feature_spec())``.
+                built with them; compare others with ``lift.trained_on.check(self.feature_spec())``.
         """
         super().__init__()
         if not isinstance(net, PlainViT):
             raise ValueError(
-                "FeatureExtractor takes a lift_det.modeling.PlainViT, such as lift_det.TimmViT and lift_det.ViT (which "
-                f"is detectron2's), not a {type(net).__module__}.{type(net).__name__}."
+                "FeatureExtractor takes a lift_det.modeling.PlainViT, such as lift_det.TimmViT or lift_det.ViT, not a "
+                f"{type(net).__module__}.{type(net).__name__}."
             )
         if steps < 0:
-            raise ValueError(f"steps={steps}: expected 0 or more doublings of the map.")
-        self.layer, self.norm = net.resolve(layer, facet, norm)
+            raise ValueError(f"steps={steps}: expected 0 or more doublings.")
+        self.layer, self.final_norm = net.resolve(layer, facet, final_norm)
         self.facet = facet
         self.net = net
+        self.patch_size, self.weights_given = net.patch_size, net.weights_given
         self.pixel_mean = net.pixel_mean if pixel_mean is None else tuple(pixel_mean)
         self.pixel_std = net.pixel_std if pixel_std is None else tuple(pixel_std)
         self.input_format = input_format
-        self.allow_lift = tuple(allow_lift)
+        self.ignore_mismatch = tuple(ignore_mismatch)
         spec = self.feature_spec(weights=False)
-        self.lift = fit_upsampler(lift, spec, self, allow=allow_lift)
+        self.lift = fit_upsampler(lift, spec, self, ignore_mismatch=ignore_mismatch)
         self.steps = steps if lift is not None else 0
 
         stride = net.patch_size / 2**self.steps  # a patch of 14 is 3.5 pixels after two steps
@@ -105,30 +93,17 @@ class FeatureExtractor(Backbone):
         self._out_feature_strides = {out_feature: int(stride) if stride.is_integer() else stride}
 
     def extract(self, images: Tensor) -> Tensor:
-        """The ViT's own features.
-
-        Args:
-            images: (N, 3, H, W), normalised with the ViT's statistics; H and W multiples of the patch size.
-
-        Returns:
-            (N, C, H / patch_size, W / patch_size)
-
-        Raises:
-            ValueError: H or W is not a multiple of the patch size.
-        """
-        return self.net.feature_map(images, self.layer, self.facet, self.norm)
+        """Computes the ViT's features without upsampling; see :meth:`PlainViT.feature_map`."""
+        return self.net.feature_map(images, self.layer, self.facet, self.final_norm)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The features, lifted if there is a LiFT.
+        """Computes the upsampled features.
 
         Args:
-            images: as in :meth:`extract`.
+            images: (N, 3, H, W), normalised; H and W multiples of the patch size.
 
         Returns:
             ``{out_feature: (N, C, H · s, W · s)}`` with ``s = 2**steps / patch_size``.
-
-        Raises:
-            ValueError: H or W is not a multiple of the patch size.
         """
         features = self.extract(images)
         if self.steps:
@@ -136,26 +111,19 @@ class FeatureExtractor(Backbone):
         return {self._out_features[0]: features}
 
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """``(pixel_mean, pixel_std)``.
-
-        Raises:
-            ValueError: nobody says them.
-        """
+        """Returns ``(pixel_mean, pixel_std)``; raises ValueError if they are unknown."""
         if self.pixel_mean is None or self.pixel_std is None:
-            raise ValueError("This ViT does not know the statistics of its images: state pixel_mean and pixel_std.")
+            raise ValueError("The statistics of this ViT's images are unknown: state pixel_mean and pixel_std.")
         return self.pixel_mean, self.pixel_std
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images as the ViT takes them.
+        """Normalises images, and converts them to the ViT's order of channels, dtype and device.
 
         Args:
             images: (N, 3, H, W), RGB, 0 to 255, of any dtype.
 
-        Returns:
-            The same, normalised, in the ViT's order of channels, dtype and device.
-
         Raises:
-            ValueError: nobody says the statistics of the ViT's images.
+            ValueError: the statistics of the ViT's images are unknown.
         """
         parameter = next(self.net.parameters())
         images = images.to(parameter.device, torch.float32)
@@ -165,89 +133,63 @@ class FeatureExtractor(Backbone):
 
     @classmethod
     def of_model(cls, model: nn.Module, lift: FeatureUpsampler | None = None) -> FeatureExtractor:
-        """The features that a trained model upsamples: a detector with :class:`LiFTFeaturePyramid`, or LiFT's training.
+        """Returns the extractor of the features that a trained model upsamples.
 
         Args:
-            model: with its weights loaded.
-            lift: in place of the model's own.
+            model: a detector with :class:`LiFTFeaturePyramid`, or LiFT's training, with its weights.
+            lift: replaces the model's upsampler.
 
         Raises:
-            CheckpointError: the LiFT was trained on other features, or on those of other weights.
+            CheckpointError: ``lift`` was trained on other features or weights.
             ValueError: another kind of model, or a LiFT for another width or patch size.
         """
         backbone = getattr(model, "backbone", None)
         if not isinstance(backbone, (LiFTFeaturePyramid, FeatureExtractor)):
             raise ValueError(
-                "Features can be shown of a detector with lift_det's LiFTFeaturePyramid, and of LiFT's training; this "
-                f"is a {type(model).__name__} with a {type(backbone).__name__}."
+                "Expected a detector with lift_det's LiFTFeaturePyramid or LiFT's training, got a "
+                f"{type(model).__name__} with a {type(backbone).__name__}."
             )
-        which = {}
+        features = {}
         if isinstance(backbone, FeatureExtractor):
-            which = {"layer": backbone.layer, "facet": backbone.facet, "norm": backbone.norm}
+            features = {"layer": backbone.layer, "facet": backbone.facet, "final_norm": backbone.final_norm}
         order = -1 if getattr(model, "input_format", "RGB") == "BGR" else 1
         extractor = cls(
             backbone.net,
             backbone.lift if lift is None else lift,
-            **which,
-            allow_lift=backbone.allow_lift,
+            **features,
+            ignore_mismatch=backbone.ignore_mismatch,
             pixel_mean=model.pixel_mean.flatten().tolist()[::order],
             pixel_std=model.pixel_std.flatten().tolist()[::order],
             input_format=getattr(model, "input_format", "RGB"),
         )
-        if lift is not None:  # with the weights, which came after the ViT was built
-            lift.trained_on.check(extractor.feature_spec(), extractor.allow_lift)
+        if lift is not None:  # with the weights, which were loaded after the ViT was built
+            lift.trained_on.check(extractor.feature_spec(), extractor.ignore_mismatch)
         return extractor
 
     def feature_spec(self, *, weights: bool = True) -> FeatureSpec:
-        """Describes the ViT's features, before any upsampling; see :meth:`PlainViT.feature_spec`."""
-        spec = self.net.feature_spec(self.layer, self.facet, self.norm, weights=weights)
+        """Describes the features before upsampling; see :meth:`PlainViT.feature_spec`."""
+        spec = self.net.feature_spec(self.layer, self.facet, self.final_norm, weights=weights)
         return dataclasses.replace(spec, pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
 
     @property
-    def weights_given(self) -> bool:
-        """Whether the ViT was built with trained weights."""
-        return self.net.weights_given
-
-    @property
-    def patch_size(self) -> int:
-        """Of the ViT, in pixels."""
-        return self.net.patch_size
-
-    @property
-    def embed_dim(self) -> int:
-        """The ViT's width. The features' own is in :meth:`output_shape`: some models' projections have another."""
-        return self.net.embed_dim
-
-    @property
-    def num_heads(self) -> int:
-        """Of the ViT's attention."""
-        return self.net.num_heads
-
-    @property
-    def depth(self) -> int:
-        """Blocks that the ViT has; not all are run if the features are from one before the last."""
-        return self.net.depth
-
-    @property
     def size_divisibility(self) -> int:
-        """Images have to be padded to whole patches."""
+        """Images have to be padded to multiples of the patch size."""
         return self.net.patch_size
 
 
 def whole_patches(image: np.ndarray, patch_size: int, steps: int = 1, size: int = 448) -> Tensor:
-    """Resizes an image of any size to whole patches of about ``size``² pixels, in its own proportions.
+    """Resizes an image to whole patches and about ``size``² pixels, keeping its aspect ratio.
 
-    Each side is rounded to the nearest multiple of ``2**steps`` patches (one at least), so that proportions change by
-    at most half of that on each side. A square image becomes ``size`` × ``size``; a panorama costs as much as a square.
+    Each side is rounded to a multiple of ``2**steps`` patches, at least one.
 
     Args:
         image: (H, W, 3) uint8.
         patch_size: of the ViT, in pixels.
-        steps: how often the map will be doubled.
-        size: in pixels.
+        steps: number of doublings of the map.
+        size: square root of the number of pixels.
 
     Returns:
-        (1, 3, height, width) float32, on the image's 0 to 255 scale.
+        (1, 3, height, width) float32, 0 to 255.
     """
     unit = patch_size * 2**steps
     scale = size / math.sqrt(image.shape[0] * image.shape[1])
@@ -260,30 +202,30 @@ def whole_patches(image: np.ndarray, patch_size: int, steps: int = 1, size: int 
 def upsampled_features(
     extractor: FeatureExtractor, upsamplers: Mapping[str, FeatureUpsampler], images: Tensor, steps: int = 1
 ) -> dict[str, Tensor]:
-    """The ViT's features of images reduced ``2**steps`` times, these upsampled, and the true ones.
+    """Upsamples the features of images reduced by ``2**steps``, for comparison with those of the full images.
 
     Args:
-        extractor: gives the features; a LiFT in it is not used. Left in the mode it was in, as the upsamplers are.
-        upsamplers: names and what upsamples the map. They see the reduced image alone.
+        extractor: computes the features; an upsampler in it is not used.
+        upsamplers: by name; they get the reduced images.
         images: (N, 3, H, W), normalised; H and W multiples of ``2**steps`` patches.
-        steps: from 0.
+        steps: number of doublings.
 
     Returns:
-        ``{"vit": (N, C, h, w), NAME: (N, C, h · 2**steps, w · 2**steps), …, "true": as NAME}``, where ``vit`` is of
-        the reduced images and ``true`` of the whole ones. On the images' device.
+        ``{"vit": (N, C, h, w), NAME: (N, C, h · 2**steps, w · 2**steps), …, "true": the same shape}``, where ``vit`` is
+        of the reduced images and ``true`` of the full ones.
 
     Raises:
         ValueError: sides that are no such multiples, or an upsampler named "vit" or "true".
     """
     taken = {"vit", "true"} & set(upsamplers)
     if taken:
-        raise ValueError(f"{sorted(taken)} are the ViT's own maps: name the upsampler otherwise.")
+        raise ValueError(f"{sorted(taken)} are reserved for the ViT's own maps: rename the upsampler.")
     unit = extractor.patch_size * 2**steps
     height, width = images.shape[-2:]
     if height % unit or width % unit:
         raise ValueError(
-            f"The images are {height}×{width} pixels; to be reduced {2**steps} times to whole patches of "
-            f"{extractor.patch_size}, their sides have to be multiples of {unit} (whole_patches resizes to that)."
+            f"Images of {height}×{width} pixels: both sides have to be multiples of {unit} ({2**steps} patches of "
+            f"{extractor.patch_size} pixels); whole_patches resizes to that."
         )
     with inference_context(extractor):
         reduced = resize(images, (height // 2**steps, width // 2**steps))

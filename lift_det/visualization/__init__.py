@@ -1,6 +1,6 @@
-"""Visualization: detections, feature maps, and the curves and figures of trainings."""
+"""Visualization: detections, feature maps, curves of trainings."""
 
-from .curves import plot_comparison, plot_reconstruction, plot_training
+from .curves import plot_training
 from .detections import draw_detections, draw_predictions, picture_predictions
 from .feature_maps import check_point, draw_feature_maps, principal_colours, save_feature_maps, similarity_to
 from .prediction_pictures import PredictionPictures
@@ -12,8 +12,6 @@ __all__ = [
     "draw_feature_maps",
     "draw_predictions",
     "picture_predictions",
-    "plot_comparison",
-    "plot_reconstruction",
     "plot_training",
     "principal_colours",
     "save_feature_maps",

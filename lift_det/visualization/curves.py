@@ -1,299 +1,90 @@
-"""Curves of a training's `metrics.json`, and evaluations side by side as bars."""
+"""Curves of trainings, from their `metrics.json`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import Tensor
 
-from lift_det.results import (
-    TASKS,
-    EvaluationResult,
-    check_comparable,
-    class_figures,
-    folder_names,
-    is_detection,
-    overall_figures,
-    read_metrics,
-)
+from lift_det.files import write_atomically
+from lift_det.results import TASKS, folder_names, read_metrics
 
-from .figure_file import save_figure
-
-Metrics = Mapping[str, Sequence[Mapping[str, float]]]
-
-# Okabe and Ito's, which all eyes tell apart; without their yellow, which white paper swallows
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_STYLES = ("-", "--", ":")
-_MARKERS = "os^Dv<>"
-_PANEL = (3.6, 2.6)  # inches
-_SMOOTHED = 12  # a smoothed point is the mean of one part in so many of a curve
-_FEW = 40  # so many points of a curve are marked as points, too
-_ERROR = "1 − cosine to the true features (less is better)"
+_SMOOTHING = 12  # a smoothed point is the mean over this part of a curve
+_FEW_POINTS = 40  # curves with at most so many points have markers
 
 
 def plot_training(folders: Sequence[str | os.PathLike], path: str | os.PathLike) -> Figure:
-    """Draws what trainings wrote to `metrics.json`, over their iterations: a panel for each loss, figure and the rate.
+    """Plots losses, AP and learning rate of trainings over their iterations, and returns the figure.
 
-    Losses are drawn smoothed, over the faint curve as it was written. A figure that no training recorded has no panel.
+    Losses are smoothed, over the faint unsmoothed curve. Panels of a LiFT's training show the cosine similarity of its
+    features to the true ones, and that of bilinear upsampling dashed.
 
     Args:
-        folders: output folders of trainings, of detectors or of LiFTs; several are drawn over each other.
-        path: of the picture; its ending says which kind (.png, .pdf, .svg).
-
-    Returns:
-        The figure that was written.
+        folders: output folders of trainings; several are drawn over each other, each in its own colour.
+        path: of the picture, in the format of its ending (.png, .pdf, .svg).
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_metrics`; a folder is named twice; an unknown ending.
+        FileNotFoundError, ValueError: see :func:`lift_det.results.read_metrics`; a folder is named twice; the ending is
+            unknown.
     """
-    metrics = {name: read_metrics(folder) for name, folder in zip(folder_names(folders), folders, strict=True)}
-    keys = {key for lines in metrics.values() for line in lines for key in line}
-    losses = [*({"total_loss"} & keys), *sorted(key for key in keys if key.startswith("loss"))]
-    panels: list[tuple[str, Callable[[Axes], None]]] = [
-        (key, lambda axes, key=key: _draw_loss(axes, metrics, key)) for key in losses
-    ]
-    for task, name in TASKS.items():
-        if f"{task}/AP" in keys:
-            panels.append((f"AP, {name}", lambda axes, key=f"{task}/AP": _draw_ap(axes, metrics, key)))
+    names = folder_names(folders)
+    trainings = [read_metrics(folder) for folder in folders]
+    keys = {key for lines in trainings for line in lines for key in line}
+    panels = {key: [key] for key in ("total_loss", *sorted(key for key in keys if key.startswith("loss")))}
+    panels |= {f"AP, {name}": [f"{task}/AP"] for task, name in TASKS.items()}
     for task in sorted({key.split("/")[0] for key in keys if key.startswith("cosine_")}):
-        panels.append((task, lambda axes, task=task: _draw_cosine(axes, metrics, task)))
-    if "lr" in keys:
-        panels.append(("learning rate", lambda axes: _draw_rate(axes, metrics)))
+        panels[f"{task} (dashed: bilinear)"] = [f"{task}/lift", f"{task}/bilinear"]
+    panels["learning rate"] = ["lr"]
+    panels = {title: drawn for title, drawn in panels.items() if keys.intersection(drawn)}
     if not panels:
-        raise ValueError(f"{', '.join(metrics)}: metrics.json has no loss, figure or learning rate to draw.")
+        raise ValueError(f"metrics.json of {', '.join(names)} has no loss, AP or learning rate to plot.")
 
-    # the fewest empty places
-    columns = len(panels) if len(panels) <= 4 else min((4, 3), key=lambda columns: -len(panels) % columns)
+    columns = min(len(panels), 3 if len(panels) % 3 == 0 else 4)
     rows = -(-len(panels) // columns)
-    figure = _figure(columns * _PANEL[0], rows * _PANEL[1] + 0.5)
-    every_axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    last = max(line["iteration"] for lines in metrics.values() for line in lines)
-    for axes, (title, draw) in zip(every_axes, panels, strict=False):
+    figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.5), dpi=120, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    for axes, (title, drawn) in zip(grid, panels.items(), strict=False):
+        for i, lines in enumerate(trainings):
+            for key, style in zip(drawn, ("-", "--"), strict=False):
+                points = [(line["iteration"], line[key]) for line in lines if key in line]
+                points = torch.tensor(points, dtype=torch.float64).reshape(-1, 2)
+                _draw_curve(axes, points, f"C{i}", style, smooth="loss" in key)
         axes.set_title(title, fontsize=10)
-        draw(axes)
-        axes.set_xlim(0, last * 1.03 + 1)
-        _dress(axes)
-    for axes in every_axes[len(panels) :]:
+        axes.set_xlabel("iteration")
+        axes.tick_params(labelbottom=True)  # sharex hides it above the last row
+        axes.grid(alpha=0.25)
+        if not title.startswith("cosine"):
+            axes.set_ylim(bottom=min(0, axes.dataLim.y0))
+    for axes in grid[len(panels) :]:
         axes.remove()
-    for axes in every_axes[max(len(panels) - columns, 0) : len(panels)]:  # the lowest of each column
-        axes.set_xlabel("iteration", fontsize=9)
-    _name_series(figure, list(metrics))
-    save_figure(figure, path)
-    return figure
-
-
-def plot_comparison(results: Sequence[EvaluationResult], path: str | os.PathLike) -> Figure:
-    """Draws evaluations side by side: bars for the overall figures, and a row of dots for each class.
-
-    Args:
-        results: of detectors, or of LiFTs.
-        path: of the picture; its ending says which kind (.png, .pdf, .svg).
-
-    Returns:
-        The figure that was written.
-
-    Raises:
-        ValueError: detectors and LiFTs are among the results, or there is none; an unknown ending.
-    """
-    check_comparable(results)
-    if is_detection(results[0]):
-        figure = _compare_detections(results)
-    else:
-        figure = _compare_reconstructions(results)
-    _name_series(figure, [result.name for result in results])
-    save_figure(figure, path)
-    return figure
-
-
-def plot_reconstruction(errors: Mapping[str, Sequence[float]], tasks: Sequence[str], path: str | os.PathLike) -> Figure:
-    """Draws reconstruction errors 1 − cosine as bars, a group for each task.
-
-    Args:
-        errors: of each method, one for each task; NaN leaves a bar out.
-        tasks: their names.
-        path: as :func:`plot_training` has it.
-
-    Returns:
-        The figure that was written.
-
-    Raises:
-        ValueError: an unknown ending.
-    """
-    figure = _figure(8, 4)
-    axes = figure.subplots()
-    _draw_bars(axes, list(errors.values()), tasks)
-    axes.set_ylabel(_ERROR)
-    _dress(axes)
-    _name_series(figure, list(errors))
-    save_figure(figure, path)
-    return figure
-
-
-def _compare_detections(results: Sequence[EvaluationResult]) -> Figure:
-    tasks = [task for task in TASKS if any(task in result.figures for result in results)]
-    classes = {task: _class_table(results, task) for task in tasks}
-    most = max(len(table) for table in classes.values())
-    heights = [2.6] + [0.6 + 0.2 * most] * bool(most)
-    figure = _figure(1 + 4.5 * len(tasks), sum(heights) + 0.6)
-    rows = figure.subplots(len(heights), len(tasks), squeeze=False, height_ratios=heights)
-    for axes, task in zip(rows[0], tasks, strict=True):
-        figures = [overall_figures(result.figures.get(task, {})) for result in results]
-        names = list(dict.fromkeys(name for one in figures for name in one))
-        _draw_bars(axes, [[one.get(name, np.nan) for name in names] for one in figures], names)
-        axes.set_title(TASKS[task].capitalize(), fontsize=11)
-        axes.set_ylabel("AP (percent)")
-        axes.set_ylim(bottom=0)
-        _dress(axes)
-    if not most:
-        return figure
-    for axes, task in zip(rows[1], tasks, strict=True):
-        table = classes[task]
-        if not table:
-            axes.remove()
-            continue
-        places = range(len(table))
-        for i in range(len(results)):
-            values = [row[i] for row in table.values()]
-            axes.plot(values, places, _MARKERS[i % len(_MARKERS)], color=_colour(i), ms=5, alpha=0.85)
-        axes.set_yticks(places, list(table), fontsize=8)
-        axes.set_ylim(len(table) - 0.5, -0.5)  # the first class on top
-        axes.set_xlim(-2, 102)
-        axes.set_xlabel("AP of each class (percent)")
-        _dress(axes)
-    return figure
-
-
-def _class_table(results: Sequence[EvaluationResult], task: str) -> dict[str, list[float]]:
-    """AP of each class that has one in any result, by class, of each result."""
-    figures = [class_figures(result.figures.get(task, {})) for result in results]
-    ordered = dict.fromkeys(name for result in results for name in result.objects)
-    names = ordered | dict.fromkeys(name for one in figures for name in one)
-    table = {name: [one.get(name, np.nan) for one in figures] for name in names}
-    return {name: values for name, values in table.items() if not np.isnan(values).all()}
-
-
-def _compare_reconstructions(results: Sequence[EvaluationResult]) -> Figure:
-    tasks = sorted({task for result in results for task in result.figures if task.startswith("cosine_")})
-    figure = _figure(1 + 3.6 * len(tasks), 3.6)
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        figures = [result.figures.get(task, {}) for result in results]
-        names = list(dict.fromkeys(name for one in figures for name in one))
-        _draw_bars(axes, [[1 - one.get(name, np.nan) for name in names] for one in figures], names)
-        axes.tick_params(axis="x", labelrotation=20)
-        axes.set_title(task, fontsize=10)
-        _dress(axes)
-    figure.supylabel(_ERROR, fontsize=9)
-    return figure
-
-
-def _draw_bars(axes: Axes, values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
-    """Draws a group of bars for each name; ``values`` has a list for each bar of the groups."""
-    width = 0.8 / len(values)
-    for i, heights in enumerate(values):
-        places = np.arange(len(names)) + (i - (len(values) - 1) / 2) * width
-        bars = axes.bar(places, heights, width * 0.92, color=_colour(i))
-        if len(values) <= 4 or len(names) <= 3:  # more would run into each other
-            digits = 1 if np.nanmax(heights, initial=0) > 1 else 3
-            labels = ["" if np.isnan(height) else f"{height:.{digits}f}" for height in heights]
-            axes.bar_label(bars, labels, fontsize=7 if len(values) < 3 else 6, padding=1)
-    axes.set_xticks(range(len(names)), names)
-
-
-def _draw_loss(axes: Axes, metrics: Metrics, key: str) -> None:
-    for i, (iterations, values) in _series(metrics, key):
-        window = len(values) // _SMOOTHED
-        if window < 2:
-            axes.plot(iterations, values, color=_colour(i), ls=_style(i), marker=_marker(values), ms=3)
-            continue
-        axes.plot(iterations, values, color=_colour(i), alpha=0.35, lw=0.8)
-        axes.plot(iterations, _smooth(values, window), color=_colour(i), ls=_style(i), lw=1.5)
-    axes.set_ylim(bottom=min(0, axes.dataLim.y0))
-
-
-def _draw_ap(axes: Axes, metrics: Metrics, key: str) -> None:
-    for i, (iterations, values) in _series(metrics, key):
-        axes.plot(iterations, values, color=_colour(i), ls=_style(i), marker=_marker(values), ms=4)
-        _name_last(axes, iterations, values, f"{values[-1]:.1f}", _colour(i))
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-    axes.set_ylabel("percent", fontsize=8)
-
-
-def _draw_cosine(axes: Axes, metrics: Metrics, task: str) -> None:
-    """Every LiFT in its folder's colour, and bilinear in grey: what they are to be better than."""
-    for method, style in (("bilinear", "--"), ("lift", "-")):
-        for i, (iterations, values) in _series(metrics, f"{task}/{method}"):
-            colour = "#777777" if method == "bilinear" else _colour(i)
-            axes.plot(iterations, values, color=colour, ls=style, marker=_marker(values), ms=4)
-            _name_last(axes, iterations, values, f"{'LiFT' if method == 'lift' else method} {values[-1]:.3f}", colour)
-    axes.margins(y=0.2)
-    axes.set_ylabel("cosine to the true features", fontsize=8)
-
-
-def _name_last(axes: Axes, iterations: np.ndarray, values: np.ndarray, text: str, colour: str) -> None:
-    if np.isfinite(values[-1]):
-        where = {"xytext": (0, 4), "textcoords": "offset points", "ha": "right"}
-        axes.annotate(text, (iterations[-1], values[-1]), color=colour, fontsize=7, **where)
-
-
-def _draw_rate(axes: Axes, metrics: Metrics) -> None:
-    for i, (iterations, values) in _series(metrics, "lr"):
-        axes.plot(iterations, values, color=_colour(i), ls=_style(i), marker=_marker(values), ms=3)
-    axes.set_ylim(bottom=0)
-    axes.ticklabel_format(axis="y", scilimits=(-2, 3))
-
-
-def _series(metrics: Metrics, key: str) -> list[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-    """Iterations and values of every training that has any, with the training's number."""
-    found = []
-    for i, lines in enumerate(metrics.values()):
-        points = [(line["iteration"], line[key]) for line in lines if key in line]
-        if points:
-            iterations, values = np.array(points, dtype=float).T
-            found.append((i, (iterations, values)))
-    return found
-
-
-def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the finite values around each; fewer of them at the ends."""
-    finite = np.isfinite(values)
-    kernel = np.ones(window + 1 - window % 2)  # odd, so that nothing shifts
-    sums = np.convolve(np.where(finite, values, 0), kernel, "same")
-    counts = np.convolve(finite.astype(float), kernel, "same")
-    return np.where(finite, sums / np.maximum(counts, 1), np.nan)
-
-
-def _colour(i: int) -> str:
-    return _COLOURS[i % len(_COLOURS)]
-
-
-def _style(i: int) -> str:
-    return _STYLES[i // len(_COLOURS) % len(_STYLES)]
-
-
-def _marker(values: np.ndarray) -> str:
-    return "o" if len(values) <= _FEW else ""
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def _dress(axes: Axes) -> None:
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.yaxis.get_offset_text().set_fontsize(8)
-
-
-def _name_series(figure: Figure, names: Sequence[str]) -> None:
-    """Makes one name the title, and several a legend above all panels."""
     if len(names) == 1:
-        figure.suptitle(names[0], fontsize=11)
-        return
-    handles = [Line2D([], [], color=_colour(i), ls=_style(i), lw=3, label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(names), 5), frameon=False, fontsize=9)
+        figure.suptitle(names[0])
+    else:
+        handles = [Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(names)]
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(names), 5))
+    save_figure(figure, path)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure atomically, in the format of the path's ending; missing folders are created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png", dpi="figure"))
+
+
+def _draw_curve(axes: Axes, points: Tensor, colour: str, style: str, smooth: bool) -> None:
+    """Draws (N, 2) points as a curve."""
+    iterations, values = points.T
+    radius = len(values) // _SMOOTHING // 2
+    if smooth and radius:
+        axes.plot(iterations, values, color=colour, alpha=0.35, linewidth=0.8)
+        values = F.avg_pool1d(values[None], 2 * radius + 1, 1, radius, count_include_pad=False)[0]
+    axes.plot(iterations, values, style, color=colour, marker="." if len(values) <= _FEW_POINTS else "")

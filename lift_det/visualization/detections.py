@@ -1,4 +1,4 @@
-"""Objects drawn into images: what a detector finds, and the ground truth beside it."""
+"""Drawings of detections, and of the ground truth beside them."""
 
 from __future__ import annotations
 
@@ -15,55 +15,64 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import inference_context
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import GenericMask, Visualizer, _create_text_labels
 from PIL import Image
-from pycocotools import mask as mask_util
 from torch import nn
+from torchvision.utils import make_grid
 
 from lift_det.files import write_atomically
 
-#: longer sides of pictures, in pixels: smaller ones would not hold a word, larger ones are beyond matplotlib
+#: longer side of a picture in pixels: labels are not readable below SMALLEST, matplotlib fails far above LARGEST
 SMALLEST, LARGEST = 480, 8192
-_BESIDE = 640  # longer side of each of two pictures beside each other
-_MARGIN = 6  # between them
+_BESIDE = 640  # longer side of each picture of a pair
+_MARGIN = 6
 
 
 def draw_detections(
     image: np.ndarray, instances: Instances, metadata: Metadata, *, enlarge: bool = True, longest: int = LARGEST
 ) -> np.ndarray:
-    """Draws boxes, masks, class names and scores into an image, each class always in its own colour.
+    """Draws boxes, masks, keypoints, class names and scores into an image, each class in its own colour.
 
     Args:
-        image: (H, W, 3) uint8 in RGB; not changed.
-        instances: on the CPU, with ``pred_boxes`` in pixels of the image and ``pred_classes``. Drawn where they are
-            there: ``scores``, ``pred_keypoints`` (N, K, 3), and masks as ``pred_masks`` ((N, H, W) bool) or
-            ``pred_masks_rle`` (COCO's compressed RLE, None for an instance without a mask).
-        metadata: with ``thing_classes``; colours are ``thing_colors``, or detectron2's palette where there are none.
-        enlarge: repeat the pixels of an image whose longer side is below :data:`SMALLEST`, so that names can be read.
-        longest: reduce pictures whose longer side is above this many pixels, at most :data:`LARGEST`.
+        image: (H, W, 3) uint8 in RGB; not modified.
+        instances: on the CPU, with ``pred_boxes`` in pixels of the image and ``pred_classes``. ``scores``,
+            ``pred_keypoints`` (N, K, 3) and masks are optional: ``pred_masks``, (N, H, W) bool, or ``pred_masks_rle``,
+            a list of COCO's segmentations (RLE or polygons; None for no mask).
+        metadata: with ``thing_classes``, and optionally ``thing_colors``.
+        enlarge: enlarges images whose longer side is below :data:`SMALLEST` by a whole number.
+        longest: images whose longer side is larger are reduced to this, at most :data:`LARGEST` pixels.
 
     Returns:
-        A uint8 RGB picture, as large as the image, enlarged by a whole number, or reduced to ``longest``.
+        (h, w, 3) uint8 in RGB, of the size of the image if it is neither enlarged nor reduced.
     """
     longer = max(image.shape[:2])
     scale = min(1.0, longest / longer)
-    # Not by the visualizer's own scale, which letters follow to a size of nothing. Reduced, a side is to keep a pixel.
-    smallest = SMALLEST / longer if enlarge else 1
-    factors = tuple(math.ceil(max(smallest, 1 / (scale * side))) for side in image.shape[:2])  # down, across
-    visualizer = Visualizer(_enlarge(image, factors), metadata, scale)
-    boxes = instances.pred_boxes.tensor.numpy() * (factors[::-1] * 2)
-    masks = _masks(instances)
-    keypoints = None
-    if instances.has("pred_keypoints"):
-        keypoints = np.asarray(instances.pred_keypoints) * (*factors[::-1], 1)  # x, y, score
-    # One at a time, the large ones first, as the visualizer would: of all masks at once it holds whole images.
+    if enlarge and longer < SMALLEST:
+        scale = math.ceil(SMALLEST / longer)
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]  # width, height
+    image_size = image.shape[:2]
+    factors = np.divide(size, image_size[::-1])  # across, down
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+
+    visualizer = Visualizer(image, metadata)
+    boxes = instances.pred_boxes.tensor.numpy() * np.tile(factors, 2)
+    fields = instances.get_fields()
+    masks = fields.get("pred_masks_rle", fields.get("pred_masks", [None] * len(instances)))
+    keypoints = fields.get("pred_keypoints")
+    if keypoints is not None:
+        keypoints = np.asarray(keypoints) * [*factors, 1]  # x, y, score
+    classes = instances.pred_classes.tolist()
+    labels = _create_text_labels(classes, fields.get("scores"), metadata.get("thing_classes"), fields.get("is_crowd"))
+    colours = np.array(metadata.get("thing_colors") or colormap(rgb=True)) / 255
+    # One at a time, the largest first as the visualizer would, because all masks at once take too much memory.
     for i in np.argsort(-instances.pred_boxes.area().numpy(), kind="stable"):
+        mask = cv2.resize(_bitmask(masks[i], image_size), size, interpolation=cv2.INTER_NEAREST)
         visualizer.overlay_instances(
             boxes=boxes[i : i + 1],
-            masks=None if masks[i] is None else [_enlarge(_bitmask(masks[i]), factors)],
+            masks=[mask],
             keypoints=None if keypoints is None else keypoints[i : i + 1],
-            labels=[_label(instances, i, metadata)],
-            assigned_colors=[_colour(int(instances.pred_classes[i]), metadata)],
+            labels=labels[i : i + 1],
+            assigned_colors=[tuple(colours[classes[i] % len(colours)])],
         )
     return visualizer.output.get_image()
 
@@ -75,18 +84,10 @@ def draw_predictions(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     path: str | os.PathLike,
     score_threshold: float = 0.5,
-    columns: int = 2,
 ) -> None:
-    """Writes a PNG with a pair of pictures for each image: its ground truth, and what a detector predicts.
-
-    Args:
-        model, metadata, mapper, score_threshold: see :func:`picture_predictions`.
-        dataset_dicts: the images.
-        path: of the PNG, which is written atomically.
-        columns: pairs in a row.
-    """
+    """Writes a PNG with :func:`picture_predictions` of each image, two in a row, atomically."""
     pairs = [picture_predictions(model, image, metadata, mapper, score_threshold) for image in dataset_dicts]
-    picture = Image.fromarray(_grid(pairs, columns))
+    picture = Image.fromarray(_grid(pairs))
     write_atomically(path, lambda file: picture.save(file, "PNG"))
 
 
@@ -97,14 +98,14 @@ def picture_predictions(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     score_threshold: float = 0.5,
 ) -> np.ndarray:
-    """Draws the ground truth of an image, and beside it what a detector predicts.
+    """Draws the ground truth of an image, and beside it the predictions of a detector.
 
     Args:
-        model: a detector; left in the mode it was in.
+        model: a detector; stays in its mode, training or evaluation.
         dataset_dict: of the image, in detectron2's format, with annotations.
         metadata: of the data set, see :func:`draw_detections`.
-        mapper: makes the model's input of a dataset dict, as the test loader's does.
-        score_threshold: predictions below it are not drawn.
+        mapper: makes the model's input from a dataset dict, as the test loader's does.
+        score_threshold: lowest score of the predictions that are drawn.
 
     Returns:
         (h, w, 3) uint8 in RGB.
@@ -116,82 +117,44 @@ def picture_predictions(
         "ground truth": _ground_truth(dataset_dict, image.shape[:2]),
         f"predicted, score >= {score_threshold:g}": found[found.scores >= score_threshold],
     }
-    pictures = [
-        _titled(draw_detections(image, instances, metadata, longest=_BESIDE), title)
-        for title, instances in drawn.items()
-    ]
-    return _grid(pictures, columns=2)
+    pictures = []
+    for title, instances in drawn.items():
+        picture = draw_detections(image, instances, metadata, longest=_BESIDE)
+        picture = cv2.copyMakeBorder(picture, 28, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        cv2.putText(picture, title, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+        pictures.append(picture)
+    return _grid(pictures)
 
 
 def _ground_truth(dataset_dict: dict[str, Any], image_size: tuple[int, int]) -> Instances:
-    """The annotations of a dataset dict as :func:`draw_detections` takes them."""
+    """The annotations of a dataset dict, for :func:`draw_detections`."""
     annotations = dataset_dict.get("annotations", ())
     boxes = [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in annotations]
-    keypoints = {}
-    if numbers := max((len(one.get("keypoints", ())) for one in annotations), default=0):
-        every = [one.get("keypoints") or [0] * numbers for one in annotations]
-        keypoints["pred_keypoints"] = torch.tensor(every, dtype=torch.float32).unflatten(1, (-1, 3))
-    return Instances(
+    instances = Instances(
         image_size,
         pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
         pred_classes=torch.tensor([one["category_id"] for one in annotations], dtype=torch.int64),
-        pred_masks_rle=[_rle(one.get("segmentation"), image_size) for one in annotations],
-        is_crowd=[bool(one.get("iscrowd", 0)) for one in annotations],
-        **keypoints,
+        pred_masks_rle=[one.get("segmentation") or None for one in annotations],
+        is_crowd=[one.get("iscrowd", 0) for one in annotations],
     )
+    if numbers := max((len(one.get("keypoints", ())) for one in annotations), default=0):
+        keypoints = [one.get("keypoints") or [0] * numbers for one in annotations]
+        instances.pred_keypoints = torch.tensor(keypoints, dtype=torch.float32).unflatten(1, (-1, 3))
+    return instances
 
 
-def _rle(segmentation: list | dict | None, image_size: tuple[int, int]) -> dict | None:
-    """COCO's compressed RLE of its polygons, its uncompressed or its compressed RLE."""
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    if not segmentation:
-        return None
-    rle = mask_util.frPyObjects(segmentation, *image_size)
-    return mask_util.merge(rle) if isinstance(rle, list) else rle
+def _bitmask(mask: Any, image_size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 of a bitmask, an RLE or polygons, empty of None."""
+    if mask is None:
+        return np.zeros(image_size, np.uint8)
+    return GenericMask(mask, *image_size).mask if isinstance(mask, (dict, list)) else np.asarray(mask, dtype=np.uint8)
 
 
-def _masks(instances: Instances) -> Sequence:
-    if instances.has("pred_masks_rle"):
-        return instances.pred_masks_rle
-    return np.asarray(instances.pred_masks) if instances.has("pred_masks") else [None] * len(instances)
-
-
-def _bitmask(mask: dict | np.ndarray) -> np.ndarray:
-    return mask_util.decode(mask) if isinstance(mask, dict) else mask.astype(np.uint8)
-
-
-def _label(instances: Instances, i: int, metadata: Metadata) -> str:
-    label = metadata.thing_classes[int(instances.pred_classes[i])]
-    if instances.has("scores"):
-        label += f" {float(instances.scores[i]):.0%}"
-    return f"{label}, crowd" if instances.has("is_crowd") and instances.is_crowd[i] else label
-
-
-def _colour(class_number: int, metadata: Metadata) -> tuple[float, ...]:
-    """RGB, 0 to 1."""
-    colours = metadata.get("thing_colors") or colormap(rgb=True)
-    return tuple(value / 255 for value in colours[class_number % len(colours)])
-
-
-def _enlarge(array: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
-    return array if factors == (1, 1) else array.repeat(factors[0], axis=0).repeat(factors[1], axis=1)
-
-
-def _titled(picture: np.ndarray, title: str) -> np.ndarray:
-    bar = np.full((28, picture.shape[1], 3), 255, np.uint8)
-    cv2.putText(bar, title, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([bar, picture])
-
-
-def _grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """(h, w, 3) pictures in rows on white; a column is as wide as its widest."""
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    widths = [max(picture.shape[1] for picture in pictures[i::columns]) + _MARGIN for i in range(len(rows[0]))]
-    heights = [max(picture.shape[0] for picture in row) + _MARGIN for row in rows]
-    canvas = np.full((sum(heights), sum(widths), 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
-        row, column = divmod(i, columns)
-        top, left = sum(heights[:row]), sum(widths[:column])
-        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return canvas
+def _grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """(h, w, 3) pictures two in a row, with white between and around them."""
+    height, width = np.max([picture.shape[:2] for picture in pictures], axis=0)
+    padded = np.full((len(pictures), height, width, 3), 255, np.uint8)
+    for place, picture in zip(padded, pictures, strict=True):
+        place[: picture.shape[0], : picture.shape[1]] = picture
+    grid = make_grid(torch.from_numpy(padded).permute(0, 3, 1, 2), nrow=2, padding=_MARGIN, pad_value=255)
+    return grid.permute(1, 2, 0).numpy()

@@ -1,1 +1,1 @@
-"""A linear probe: does a trained LiFT help a task? README.md says how to run it."""
+"""A linear probe of segmentation; see README.md."""

@@ -1,4 +1,4 @@
-"""The comparison: probes on the features of every method, their figures, and the table."""
+"""The comparison of all methods, and its table."""
 
 from __future__ import annotations
 
@@ -28,83 +28,68 @@ def compare(
     train: LabelledImages,
     val: LabelledImages,
     settings: Settings,
-    report: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains and scores ``settings.seeds`` probes on the features of every method.
 
     Args:
         net: the ViT.
-        lifts: trained upsamplers for this ViT, by the names that the results shall have.
-        train, val: crops of ``settings.label_size`` with the same classes.
-        report: is told of the progress.
+        lifts: trained upsamplers for this ViT, by name.
+        train, val: crops of ``settings.label_size`` pixels, with the same classes.
 
     Returns:
-        What ``results.json`` holds: ``"methods"`` by name, each with figures (percent) for each seed, their mean and
-        standard deviation, and the difference to bilinear with its interval over images; and the settings.
+        the content of ``results.json``, with figures in percent.
 
     Raises:
-        ValueError: settings, data or LiFTs that do not belong together.
+        ValueError: settings, data or upsamplers do not match.
     """
     _check(net, lifts, train, val, settings)
     net = net.eval()
-    num_classes = len(train.class_names)
-    bands = torch.stack([boundary_band(labels, settings.band) for labels in val.labels])
-    small = (settings.input_size, settings.input_size)
-    large = tuple(side * 2**settings.steps for side in small)
-
-    (feature,) = net.output_shape()
-
-    start = time.perf_counter()
-    own = {
-        split: extract(data.images, lambda x, _: net(resize(x, small))[feature], net)
-        for split, data in (("train", train), ("val", val))
-    }
-    report(f"features of {len(train.images)} + {len(val.images)} images: {time.perf_counter() - start:.0f} s")
-
-    def upsampled(upsampler: FeatureUpsampler, split: str) -> Callable[[Tensor, slice], Tensor]:
-        def compute(x: Tensor, where: slice) -> Tensor:
-            maps = own[split][where].permute(0, 3, 1, 2).contiguous()
-            return upsampler.upsample(x, maps, settings.steps)
-
-        return compute
-
     device = next(net.parameters()).device
+    (feature,) = net.output_shape()
+    splits = {"train": train, "val": val}
+    bands = torch.stack([boundary_band(labels, settings.band) for labels in val.labels])
+
+    def maps_of(side: int) -> dict[str, Tensor]:
+        return {
+            split: extract(data.images, lambda x, _: net(resize(x, (side, side)))[feature], net)
+            for split, data in splits.items()
+        }
+
+    own = maps_of(settings.input_size)
+
+    def upsampled(upsampler: FeatureUpsampler, split: str) -> Tensor:
+        def compute(images: Tensor, where: slice) -> Tensor:
+            return upsampler.upsample(images, own[split][where].permute(0, 3, 1, 2).contiguous(), settings.steps)
+
+        return extract(splits[split].images, compute, net)
+
     upsamplers = {BILINEAR: lift_det.BilinearUpsample(), **lifts}
-    # Bilinear comes first because the others are compared with it, and the ViT's own map last because it is changed.
-    order = [BILINEAR, *lifts, TRUE_FEATURES, OWN_MAP]
     results: dict[str, dict[str, Any]] = {}
     baselines: tuple[Tensor, Tensor] | None = None
-    for name in order:
+    # bilinear is first, because the others are compared with it; the ViT's own maps are last, because they are modified
+    for name in (*upsamplers, TRUE_FEATURES, OWN_MAP):
         start = time.perf_counter()
-        maps = {}
-        for split, data in (("train", train), ("val", val)):
-            if name == OWN_MAP:
-                maps[split] = own[split]
-            elif name == TRUE_FEATURES:
-                maps[split] = extract(data.images, lambda x, _: net(resize(x, large))[feature], net)
-            else:
-                upsampler = upsamplers[name].to(device).eval()
-                maps[split] = extract(data.images, upsampled(upsampler, split), net)
+        if name in upsamplers:
+            upsampler = upsamplers[name].to(device).eval()
+            maps = {split: upsampled(upsampler, split) for split in splits}
+        else:
+            maps = own if name == OWN_MAP else maps_of(settings.input_size * 2**settings.steps)
         standardise(maps["train"], maps["val"])
-        extracted = time.perf_counter()
-        losses, everywhere, near = [], [], []
-        for seed in range(settings.seeds):
-            probe = train_probe(maps["train"], train.labels, num_classes, seed, settings)
-            matrices = evaluate(probe, maps["val"], val.labels, bands, num_classes)
-            losses.append(probe.training_loss)
-            everywhere.append(matrices[0])
-            near.append(matrices[1])
-        confusions = (torch.stack(everywhere), torch.stack(near))  # (seeds, M, K, K) each
+        num_classes = len(train.class_names)
+        probes = [train_probe(maps["train"], train.labels, num_classes, i, settings) for i in range(settings.seeds)]
+        matrices = [evaluate(probe, maps["val"], val.labels, bands, num_classes) for probe in probes]
+        confusions = tuple(torch.stack(of_seeds) for of_seeds in zip(*matrices, strict=True))  # (seeds, M, K, K) each
         baselines = baselines or confusions
         results[name] = _summarise(confusions, baselines, val.class_names) | {
             "map": list(maps["train"].shape[1:3]),
-            "training_loss": losses,
-            "seconds": {"features": extracted - start, "probes": time.perf_counter() - extracted},
+            "training_loss": [probe.training_loss for probe in probes],
+            "seconds": time.perf_counter() - start,
         }
         figures = " and ".join(f"{results[name][f]['mean']:.2f}" for f in ("miou", "boundary_miou"))
-        report(f"{name}: mIoU and boundary mIoU {figures}, {time.perf_counter() - start:.0f} s")
+        log(f"{name}: mIoU and boundary mIoU {figures}, {results[name]['seconds']:.0f} s")
     return {
-        "methods": {name: results[name] for name in (OWN_MAP, BILINEAR, *lifts, TRUE_FEATURES)},
+        "methods": {name: results[name] for name in (OWN_MAP, *upsamplers, TRUE_FEATURES)},
         "settings": asdict(settings),
         "train_images": len(train.images),
         "val_images": len(val.images),
@@ -119,76 +104,55 @@ def _check(
     val: LabelledImages,
     settings: Settings,
 ) -> None:
+    large = settings.input_size * 2**settings.steps
     if settings.input_size % net.patch_size:
-        raise ValueError(
-            f"An input size of {settings.input_size} pixels is not whole patches of {net.patch_size} pixels: "
-            "choose a multiple."
-        )
-    if settings.input_size * 2**settings.steps > settings.label_size:
-        raise ValueError(
-            f"The true features need images of {settings.input_size * 2**settings.steps} pixels (input size "
-            f"{settings.input_size}, doubled {settings.steps} times), and the crops have {settings.label_size}: choose "
-            "a larger label size, or a smaller input size."
-        )
-    if min(settings.steps, settings.seeds, settings.iterations, settings.batch_pixels, settings.band) < 1:
-        raise ValueError(f"steps, seeds, iterations, batch_pixels and band must be at least 1, got {settings}.")
+        raise ValueError(f"input_size must be a multiple of {net.patch_size} pixels, got {settings.input_size}.")
+    if large > settings.label_size:
+        raise ValueError(f"The true features need {large} pixels, more than the label_size of {settings.label_size}.")
     for name, lift in lifts.items():
         if name in (OWN_MAP, BILINEAR, TRUE_FEATURES):
-            raise ValueError(f"'{name}' is the name of a method that is always compared: call this LiFT otherwise.")
+            raise ValueError(f"The name '{name}' is reserved: use another name for this LiFT.")
         try:
             lift.use_features(net.feature_spec(weights=False))
         except ValueError as error:
             raise ValueError(f"'{name}': {error}") from error
     if train.class_names != val.class_names:
-        raise ValueError(
-            f"The training set's {len(train.class_names) - 1} classes and the validation set's "
-            f"{len(val.class_names) - 1} are not the same, in the same order: name two splits of one data set."
-        )
-    for which, data in (("training", train), ("validation", val)):
-        if data.labels.shape[-1] != settings.label_size:
-            raise ValueError(f"The {which} crops have {data.labels.shape[-1]} pixels, not {settings.label_size}.")
+        raise ValueError("The training and the validation set must have the same classes in the same order.")
+    for split, data in (("training", train), ("validation", val)):
         if not ((data.labels != BACKGROUND) & (data.labels != IGNORED)).any():
-            raise ValueError(
-                f"None of the {len(data.labels)} {which} images has an object in its middle square: take more images."
-            )
+            raise ValueError(f"None of the {len(data.labels)} {split} images has an object in its crop: use more.")
 
 
 def _summarise(
     confusions: tuple[Tensor, Tensor], baselines: tuple[Tensor, Tensor], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Figures in percent of (seeds, M, K, K) pixel counts, everywhere and in the band."""
+    """Figures in percent from (seeds, M, K, K) pixel counts, everywhere and in the band."""
     everywhere, near = (matrices.sum(1) for matrices in confusions)  # (seeds, K, K)
     figures = {"miou": mean_iou(everywhere), "boundary_miou": mean_iou(near), "accuracy": pixel_accuracy(everywhere)}
-    summary: dict[str, Any] = {name: _spread(100 * values) for name, values in figures.items()}
+    summary: dict[str, Any] = {}
+    for name, values in figures.items():
+        std = (100 * values).std().item() if len(values) > 1 else 0.0
+        summary[name] = {"mean": (100 * values).mean().item(), "std": std, "by_seed": (100 * values).tolist()}
     for name, matrices, baseline in zip(("miou", "boundary_miou"), confusions, baselines, strict=True):
         low, high = bootstrap_difference(matrices, baseline)
         difference = (mean_iou(matrices.sum(1)) - mean_iou(baseline.sum(1))).mean().item()
         summary[name]["minus_bilinear"] = {"mean": 100 * difference, "low": 100 * low, "high": 100 * high}
     by_class = (100 * intersection_over_union(everywhere).mean(0)).tolist()
-    # JSON knows no NaN: classes that do not occur are left out
+    # without classes that do not occur, because JSON has no NaN
     return summary | {"iou_by_class": {n: v for n, v in zip(class_names, by_class, strict=True) if not math.isnan(v)}}
 
 
-def _spread(values: Tensor) -> dict[str, Any]:
-    std = values.std().item() if len(values) > 1 else 0.0
-    return {"mean": values.mean().item(), "std": std, "by_seed": values.tolist()}
-
-
 def format_table(results: Mapping[str, Any]) -> str:
-    """The results as a table in Markdown: mean ± standard deviation over the seeds, intervals over the images."""
-    band = results["settings"]["band"]
-    lines = [
-        f"| features | map | mIoU | minus bilinear [95%] | mIoU within {band} px of boundaries | minus bilinear [95%] "
-        "| pixel accuracy |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """A Markdown table: mean ± standard deviation over the seeds, intervals over the images."""
+    band, difference = results["settings"]["band"], "minus bilinear [95%]"
+    header = ("features", "map", "mIoU", difference, f"mIoU within {band} px of boundaries", difference)
+    rows = [(*header, "pixel accuracy"), ("---",) * 7]
     for name, result in results["methods"].items():
         cells = [name, "×".join(map(str, result["map"]))]
-        for figure in ("miou", "boundary_miou"):
-            difference = result[figure]["minus_bilinear"]
+        for figure in ("miou", "boundary_miou", "accuracy"):
             cells.append(f"{result[figure]['mean']:.2f} ± {result[figure]['std']:.2f}")
-            interval = f"{difference['mean']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
-            cells.append("" if name == BILINEAR else interval)
-        cells.append(f"{result['accuracy']['mean']:.2f} ± {result['accuracy']['std']:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            if "minus_bilinear" in result[figure]:
+                mean, low, high = result[figure]["minus_bilinear"].values()
+                cells.append("" if name == BILINEAR else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -1,9 +1,10 @@
-"""The probe: a 1×1 convolution that is trained on standardised features and scored; and what all methods share."""
+"""Features, and the probe: a 1×1 convolution that is trained on them and scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,38 +15,30 @@ import lift_det
 from .figures import confusion_matrix
 from .labels import BACKGROUND, IGNORED
 
-_BATCH = 8  # images that go through the ViT or LiFT at once
+_BATCH = 8  # images that go through the ViT or an upsampler at once
+
+
+def _setting(default: float, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for every method that is compared.
+    """Settings that all methods share; also the options of the command line."""
 
-    Attributes:
-        input_size: side, in pixels, of the square images that the ViT sees.
-        steps: how often a map is doubled; the true features are those of an image of ``input_size * 2**steps`` pixels.
-        label_size: side of the square crops, of their label maps and of the predictions.
-        band: pixels on each side of a boundary between labels that the boundary figure looks at.
-        seeds: probes to train on each method's features, with the seeds 0, 1, …
-        iterations: steps of AdamW; its rate falls from ``learning_rate`` to zero along a cosine.
-        batch_pixels: labelled pixels in a step, drawn uniformly from all training images.
-        learning_rate, weight_decay: of AdamW.
-    """
-
-    input_size: int = 224
-    steps: int = 1
-    label_size: int = 448
-    band: int = 8
-    seeds: int = 3
-    iterations: int = 500
-    batch_pixels: int = 4096
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
+    input_size: int = _setting(224, "side of the square images for the ViT, in pixels")
+    steps: int = _setting(1, "number of doublings; the true features are of input_size * 2**steps pixels")
+    label_size: int = _setting(448, "side of the crops and of their label maps, in pixels")
+    band: int = _setting(8, "pixels on either side of boundaries for the boundary mIoU")
+    seeds: int = _setting(3, "number of probes for each method")
+    iterations: int = _setting(500, "iterations of AdamW, with a cosine schedule to zero")
+    batch_pixels: int = _setting(4096, "pixels per iteration, drawn uniformly from all training images")
+    learning_rate: float = _setting(2e-3, "of AdamW")
+    weight_decay: float = _setting(1e-2, "of AdamW")
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A trained 1×1 convolution: weight (K, C) and bias (K,)."""
+class Probe(NamedTuple):
+    """A trained 1×1 convolution: weight (K, C), bias (K,), and the mean loss of the last 100 iterations."""
 
     weight: Tensor
     bias: Tensor
@@ -54,15 +47,9 @@ class Probe:
 
 @torch.no_grad()
 def extract(images: Tensor, compute: Callable[[Tensor, slice], Tensor], net: lift_det.TimmViT) -> Tensor:
-    """Computes the map of every image.
+    """Computes the feature maps of uint8 images (M, 3, L, L): (M, h, w, C).
 
-    Args:
-        images: uint8 (M, 3, L, L).
-        compute: gets (N, 3, L, L), normalised for the ViT, and where in ``images`` they are; gives (N, C, h, w).
-        net: says how images are normalised.
-
-    Returns:
-        (M, h, w, C), in this order because the probe reads all channels of one position at a time.
+    ``compute`` takes images (N, 3, L, L), normalised for ``net``, and their position, and returns (N, C, h, w).
     """
     device = next(net.parameters()).device
     mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (net.pixel_mean, net.pixel_std))
@@ -75,10 +62,7 @@ def extract(images: Tensor, compute: Callable[[Tensor, slice], Tensor], net: lif
 
 
 def standardise(train: Tensor, val: Tensor) -> None:
-    """Gives each channel of ``train``, (M, h, w, C), mean 0 and deviation 1; does the same to ``val``; both in place.
-
-    Some channels of a ViT are tens of times as large as the others: without this the probe would learn from them alone.
-    """
+    """Standardises the channels of (M, h, w, C) in place, by the mean and deviation of ``train``."""
     rows = train.flatten(0, 2)  # (M·h·w, C)
     mean, std = rows.mean(0), rows.std(0).clamp(min=1e-6)
     for maps in (train, val):
@@ -86,15 +70,13 @@ def standardise(train: Tensor, val: Tensor) -> None:
 
 
 def sample_features(features: Tensor, pixels: Tensor, label_size: int) -> Tensor:
-    """Interpolates maps bilinearly at single pixels of their images.
+    """Interpolates maps at single pixels, as ``F.interpolate(…, mode="bilinear")`` to ``label_size`` would.
 
-    It is what ``F.interpolate(…, align_corners=False)`` to ``label_size`` gives at those pixels. A 1×1 convolution
-    of it is the same convolution's logits interpolated there, because both are linear: the loss at drawn pixels costs
-    nothing for the others.
+    A 1×1 convolution of the result is the interpolated logit, because both are linear.
 
     Args:
         features: (M, h, w, C), contiguous.
-        pixels: int64 (P,), indices into the (M, label_size, label_size) pixels of all images.
+        pixels: int64 (P,), indices into (M, label_size, label_size).
 
     Returns:
         (P, C)
@@ -114,25 +96,19 @@ def sample_features(features: Tensor, pixels: Tensor, label_size: int) -> Tensor
 
 
 def _neighbours(position: Tensor, size: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For pixels of an axis: the cells before and behind them, and how far (0 to 1) they are from the first."""
+    """The cells before and after pixels of an axis, and the distance (0 to 1) from the first."""
     source = ((position + 0.5) * (cells / size) - 0.5).clamp(min=0)
     before = source.long()
     return before, (before + 1).clamp(max=cells - 1), source - before
 
 
 def train_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int, settings: Settings) -> Probe:
-    """Trains the probe by the cross-entropy of drawn pixels.
+    """Trains a probe on standardised features (M, h, w, C) and labels (M, L, L) by cross-entropy.
 
-    The seed decides on the first weights and on the pixels of each step. The pixels are the same for every method.
-
-    Args:
-        features: (M, h, w, C), standardised.
-        labels: uint8 (M, L, L).
-        num_classes: K.
+    The seed gives the initial weights and the pixels of each iteration.
     """
     generator = torch.Generator().manual_seed(seed)
     label_size, device = labels.shape[-1], features.device
-    # torch's own initialisation would draw from the global generator
     linear = nn.utils.skip_init(nn.Linear, features.shape[-1], num_classes, device=device)
     with torch.no_grad():
         linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * 0.01)
@@ -151,22 +127,14 @@ def train_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int, s
         optimizer.step()
         scheduler.step()
         losses.append(loss.detach())
-    last = torch.stack(losses[-100:]).mean().item()
-    return Probe(linear.weight.detach(), linear.bias.detach(), last)
+    return Probe(linear.weight.detach(), linear.bias.detach(), torch.stack(losses[-100:]).mean().item())
 
 
 @torch.inference_mode()
 def predict(probe: Probe, features: Tensor, label_size: int) -> Tensor:
-    """Labels every pixel: bilinearly interpolated logits, and the largest of them.
-
-    Args:
-        features: (h, w, C), standardised.
-
-    Returns:
-        int64 (label_size, label_size)
-    """
+    """Returns the label of the largest interpolated logit: (h, w, C) → int64 (label_size, label_size)."""
     logits = (features @ probe.weight.T + probe.bias).permute(2, 0, 1)  # (K, h, w)
-    # Most classes are below the background in every cell, and then between the cells, too: they need no interpolation.
+    # A class below the background in every cell stays below it between the cells: most need no interpolation.
     candidates = (~(logits < logits[BACKGROUND])).flatten(1).any(1).nonzero()[:, 0]
     size = (label_size, label_size)
     logits = F.interpolate(logits[candidates][None], size=size, mode="bilinear", align_corners=False)[0]
@@ -174,13 +142,9 @@ def predict(probe: Probe, features: Tensor, label_size: int) -> Tensor:
 
 
 def evaluate(probe: Probe, features: Tensor, labels: Tensor, bands: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Scores a probe.
+    """Returns the confusion matrices of each image, int32 (M, K, K): over all pixels, and over those in the band.
 
-    Args:
-        features: (M, h, w, C); labels: uint8 (M, L, L); bands: bool (M, L, L), see :func:`boundary_band`.
-
-    Returns:
-        int32 (M, K, K) twice: the confusion matrix of each image over all of its pixels, and over those in the band.
+    Features are (M, h, w, C), labels (M, L, L), and bands bool (M, L, L), from :func:`.figures.boundary_band`.
     """
     everywhere, near = [], []
     for maps, truth, band in zip(features, labels, bands, strict=True):

@@ -1,9 +1,6 @@
-"""`lift-det pretrain`, as a user starts it."""
+"""`lift-det pretrain`."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -13,66 +10,54 @@ from lift_det import load_lift
 from lift_det.cli import main
 from lift_det.data import write_synthetic_coco
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
+def folder(tmp_path_factory):
+    """A folder with weights.pth of a small ViT and 40 images."""
+    root = tmp_path_factory.mktemp("pretrain")
     write_synthetic_coco(root, num_train=40, num_val=2)
-    return root / "synthetic" / "train"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "vit.pth"
-    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), path)
-    return path
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), root / "weights.pth")
+    return root
 
 
-def _run(*arguments, code=0):
-    command = [sys.executable, str(ROOT / "lift_det_cli.py"), "pretrain", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
-
-
-def test_trains_prints_its_table_and_goes_on(images, weights, tmp_path):
-    command = ["--images", images, "--backbone", weights, "--architecture", "vit_tiny_patch16_224", "--device", "cpu"]
-    command += ["--output", tmp_path / "out", "--image-size", 64, "--facet", "key", "--layer", 10]
-    done = _run(*command, "--steps", 3)
-    lines = done.stdout.splitlines()
-    (bilinear,) = (line for line in lines if line.startswith("| bilinear"))
-    (lift,) = (line for line in lines if line.startswith("| LiFT "))
-    assert "%" in lift and "%" not in bilinear and str(tmp_path / "out" / "lift.safetensors") in done.stdout
-    assert "3/3" in done.stderr and "detectron2" not in done.stdout  # its log is in the file
+def test_trains_prints_its_table_and_resumes(folder, tmp_path, capsys):
+    command = ["pretrain", "--images", folder / "synthetic" / "train", "--backbone", folder / "weights.pth"]
+    command += ["--architecture", "vit_tiny_patch16_224", "--device", "cpu", "--output", tmp_path / "out"]
+    command += ["--image-size", 64, "--facet", "key", "--layer", 2, "--batch-size", 2]
+    assert main([str(argument) for argument in (*command, "--iterations", 3)]) == 0
+    printed = capsys.readouterr()
+    (bilinear,) = (line for line in printed.out.splitlines() if line.startswith("| bilinear"))
+    (lift,) = (line for line in printed.out.splitlines() if line.startswith("| LiFT "))
+    assert str(tmp_path / "out" / "lift.safetensors") in printed.out
+    assert "3/3" in printed.err and "detectron2" not in printed.out  # its log is in the file
     assert "Environment info" in (tmp_path / "out" / "log.txt").read_text()
     metadata = load_lift(tmp_path / "out" / "lift.safetensors").metadata
     assert metadata["steps"] == "3" and metadata["backbone"] == "vit_tiny_patch16_224"
-    assert (metadata["layer"], metadata["facet"], metadata["final_norm"]) == ("10", "key", "false")
-    # two of 40 are kept for the evaluation
-    assert metadata["evaluated_images"] == "2"
+    assert (metadata["layer"], metadata["facet"], metadata["final_norm"]) == ("2", "key", "false")
+    assert metadata["evaluated_images"] == "2"  # of 40
     last = json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])
     assert f"{last['cosine_2x/bilinear']:.4f}" in bilinear and f"{last['cosine_4x/lift']:.4f}" in lift
 
-    _run(*command, "--steps", 5, "--resume")
-    metadata = load_lift(tmp_path / "out" / "lift.safetensors").metadata
-    assert metadata["steps"] == "5"
+    assert main([str(argument) for argument in (*command, "--iterations", 5, "--resume")]) == 0
+    assert load_lift(tmp_path / "out" / "lift.safetensors").metadata["steps"] == "5"
 
 
-def test_explains_what_is_wrong(images, weights, tmp_path, capsys):
-    common = ["--output", str(tmp_path), "--device", "cpu"]
-
-    def error(*arguments):
-        assert main(["pretrain", *map(str, arguments), *common]) == 1
-        return capsys.readouterr().err
-
-    assert "no model 'vit_smal_patch14'" in error("--images", images, "--backbone", "vit_smal_patch14")
-    # heads are not guessed
-    assert "--architecture" in error("--images", images, "--backbone", weights)
-    assert "multiple of 64" in error("--images", images, "--backbone", "vit_tiny_patch16_224", "--image-size", "100")
-    missing = error("--images", tmp_path / "none", "--backbone", weights, "--architecture", "vit_tiny_patch16_224")
-    assert "does not exist" in missing
-    assert "not supported" in error("--images", images, "--backbone", "resnet50")
-    assert "There is no checkpoint at" in error("--images", images, "--backbone", "nowhere/weights.pth")
+@pytest.mark.parametrize(
+    ("images", "backbone", "options", "part"),
+    [
+        ("synthetic/train", "vit_smal_patch14", [], "vit_smal_patch14"),
+        ("synthetic/train", "weights.pth", [], "--architecture"),
+        ("synthetic/train", "vit_tiny_patch16_224", ["--image-size", "100"], "multiple of 64"),
+        ("none", "weights.pth", ["--architecture", "vit_tiny_patch16_224"], "none"),
+        ("synthetic/train", "resnet50", [], "resnet50"),
+        ("synthetic/train", "nowhere/weights.pth", [], "nowhere/weights.pth"),
+    ],
+)
+def test_explains_what_is_wrong(folder, tmp_path, monkeypatch, capsys, images, backbone, options, part):
+    monkeypatch.chdir(folder)
+    command = ["pretrain", "--images", images, "--backbone", backbone, "--output", str(tmp_path), "--device", "cpu"]
+    assert main([*command, *options]) == 1
+    assert part in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The mapper: upstream's output, and errors that name the file."""
+"""The mapper returns what detectron2's returns, and its errors name the image."""
 
 from __future__ import annotations
 
@@ -23,68 +23,49 @@ def record(tmp_path: Path) -> dict:
     return {**record, "annotations": [{**a, "category_id": a["category_id"] - 1} for a in record["annotations"]]}
 
 
-def mapper(cls: type = DatasetMapper, **changes: object):
+def mapper(cls: type = DatasetMapper, **changes: object) -> UpstreamMapper:
     augmentations = [T.ResizeShortestEdge(96, 200)]
     arguments = {"augmentations": augmentations, "image_format": "BGR", "use_instance_mask": True, **changes}
     return cls(True, **arguments)
 
 
-def error_of(record: dict, **changes: object) -> str:
+def error_of(record: dict) -> str:
     with pytest.raises(DatasetError) as caught:
-        mapper(**changes)(record)
+        mapper()(record)
     return str(caught.value)
 
 
-def test_gives_what_upstream_gives(record: dict) -> None:
+def test_returns_what_detectron2_returns(record: dict) -> None:
     before = copy.deepcopy(record)
     ours, theirs = mapper()(record), mapper(UpstreamMapper)(record)
-    assert record == before
-    assert ours.keys() == theirs.keys()
+    assert record == before and ours.keys() == theirs.keys()
     assert torch.equal(ours["image"], theirs["image"]) and ours["image"].shape == (3, 96, 96)
     assert torch.equal(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
-    assert len(ours["instances"]) == len(record["annotations"])
-
-
-def test_is_built_from_a_yacs_config(record: dict) -> None:
     cfg = get_cfg()
     cfg.INPUT.MIN_SIZE_TEST = 80
-    built = DatasetMapper(cfg, is_train=False)
-    assert isinstance(built, DatasetMapper) and not built.is_train
-    assert built(record)["image"].shape == (3, 80, 80)
+    assert DatasetMapper(cfg, is_train=False)(record)["image"].shape == (3, 80, 80)
 
 
-def test_truncated_jpeg_is_named(record: dict) -> None:
+def test_unreadable_images_are_named(record: dict, tmp_path: Path) -> None:
     path = Path(record["file_name"])
-    path.write_bytes(path.read_bytes()[:700])
-    message = error_of(record)
-    for part in (str(path), "image id 1", "truncated", "700 bytes", "Fetch"):
-        assert part in message
-
-
-def test_missing_empty_and_foreign_files_are_named(record: dict) -> None:
-    path = Path(record["file_name"])
-    path.write_text("<html>404</html>")
-    assert "cannot identify image file" in error_of(record)
-    path.write_bytes(b"")
-    assert "0 bytes" in error_of(record)
+    (tmp_path / "map.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert "map.png" in error_of({**record, "sem_seg_file_name": str(tmp_path / "map.png")})
+    for content in (path.read_bytes()[:700], b"<html>404</html>", b""):
+        path.write_bytes(content)
+        message = error_of(record)
+        assert str(path) in message and "image id 1" in message and f"{len(content)} bytes" in message
     path.unlink()
-    assert "there is no such file" in error_of(record)
+    assert str(path) in error_of(record)
 
 
 def test_another_size_than_annotated(record: dict) -> None:
     message = error_of({**record, "width": 60})
-    assert "another size than its annotations say" in message and "(64, 64)" in message and "(60, 64)" in message
+    assert record["file_name"] in message and "(64, 64)" in message and "(60, 64)" in message
 
 
-def test_broken_segmentation_map_is_named(record: dict, tmp_path: Path) -> None:
-    (tmp_path / "map.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    message = error_of({**record, "sem_seg_file_name": str(tmp_path / "map.png")})
-    assert "Segmentation map" in message and "map.png" in message
-
-
-def test_other_errors_are_not_put_down_to_the_image(record: dict) -> None:
+def test_other_errors_pass_through(record: dict) -> None:
     record["annotations"][0]["segmentation"] = "not a polygon"
-    with pytest.raises(ValueError, match="Cannot transform segmentation"):
+    with pytest.raises(ValueError, match="segmentation"):
         mapper()(record)
 
     class Broken(T.Augmentation):

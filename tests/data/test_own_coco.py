@@ -1,4 +1,4 @@
-"""One's own data set: named, registered and loaded from a config alone."""
+"""The user's own data set: named, registered and loaded from a config alone; and small sets made of large ones."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from detectron2.config import LazyCall, LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
-from omegaconf import OmegaConf
 
 from lift_det.data import (
     DatasetError,
@@ -28,7 +25,7 @@ CLASSES = {"thing_classes": ["circle", "square", "triangle", "star"], "category_
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The paths of a drawn set; the catalogs are as before afterwards."""
+    """The paths of a synthetic set; the catalogs are restored afterwards."""
     before = set(DatasetCatalog.keys())
     folder = write_synthetic_coco(tmp_path, num_train=6, num_val=1, image_size=64)
     yield {"json_file": str(folder / "annotations/instances_train.json"), "image_root": str(folder / "train")}
@@ -48,64 +45,42 @@ def test_parse_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_dataset("a:b.json:c:d") == ("a:b.json", "c:d")
     assert parse_dataset("~/a.json:~/images") == (f"{tmp_path}/a.json", f"{tmp_path}/images")
     for wrong in ("a.json", "a.json:", ":images", ""):
-        with pytest.raises(ValueError, match="colon between them"):
+        with pytest.raises(ValueError, match=wrong or "data set"):
             parse_dataset(wrong)
-    with pytest.raises(DatasetError, match="no annotation file '.*/b.json'"):
-        parse_dataset("b.json:images")
-    with pytest.raises(DatasetError, match="no image folder '.*/pictures'"):
-        parse_dataset("a.json:pictures")
+    for wrong, part in (("b.json:images", "/b.json"), ("a.json:pictures", "/pictures")):
+        with pytest.raises(DatasetError, match=part):
+            parse_dataset(wrong)
 
 
-def test_loads_what_detectron2_loads_and_registers_once(files: dict[str, str]) -> None:
+def test_loads_and_registers_once(files: dict[str, str]) -> None:
     dicts = load_own_coco("mine", **files, **CLASSES)
     assert len(dicts) == 6 and dicts == get_dataset_dicts("mine", filter_empty=False)
     metadata = MetadataCatalog.get("mine")
     assert metadata.thing_classes == CLASSES["thing_classes"] and metadata.json_file == files["json_file"]
-    assert metadata.evaluator_type == "coco"
     assert load_own_coco("mine", **files, **CLASSES) == dicts
-    with pytest.raises(DatasetError, match="already registered"):
-        load_own_coco("mine", files["json_file"], str(Path(files["image_root"]).parent), **CLASSES)
-    with pytest.raises(DatasetError, match="already registered"):
-        load_own_coco("coco_2017_train", **files, **CLASSES)
-
-
-def test_filter_empty(files: dict[str, str]) -> None:
-    path = Path(files["json_file"])
-    content = json.loads(path.read_text())
+    for name, json_file in (("mine", "other.json"), ("coco_2017_train", files["json_file"])):
+        with pytest.raises(DatasetError, match=name):
+            load_own_coco(name, json_file, files["image_root"], **CLASSES)
+    content = json.loads(Path(files["json_file"]).read_text())
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] > 2]
-    path.write_text(json.dumps(content))
-    assert len(load_own_coco("mine", **files, **CLASSES)) == 6
+    Path(files["json_file"]).write_text(json.dumps(content))
     assert len(load_own_coco("mine", **files, **CLASSES, filter_empty=True)) == 4
 
 
-def test_other_categories_are_refused_and_leave_the_name_free(files: dict[str, str]) -> None:
+def test_other_categories_are_errors_and_leave_the_name_free(files: dict[str, str]) -> None:
     for wrong in (
         {"thing_classes": ["circle", "square", "triangle"], "category_ids": [1, 2, 3]},
         {"thing_classes": ["circle", "square", "star", "triangle"], "category_ids": [1, 2, 3, 4]},
         {"thing_classes": CLASSES["thing_classes"], "category_ids": [0, 1, 2, 3]},
     ):
-        with pytest.raises(DatasetError, match="The categories of .* are {1: 'circle', 2: 'square'.*, the config's"):
+        with pytest.raises(DatasetError, match="1: 'circle', 2: 'square', 3: 'triangle', 4: 'star'"):
             load_own_coco("mine", **files, **wrong)
         assert "mine" not in DatasetCatalog
-    with pytest.raises(DatasetError, match="have to ascend"):
+    with pytest.raises(DatasetError, match=r"\[2, 1\]"):
         load_own_coco("mine", **files, thing_classes=["a", "b"], category_ids=[2, 1])
-    with pytest.raises(DatasetError, match="is missing"):
+    with pytest.raises(DatasetError, match="nowhere.json"):
         load_own_coco("mine", "nowhere.json", files["image_root"], **CLASSES)
     assert len(load_own_coco("mine", **files, **CLASSES)) == 6
-
-
-def test_a_saved_config_is_whole(files: dict[str, str], tmp_path: Path) -> None:
-    """As detectron2's trainer does it: from config.yaml, test set first, then the evaluator that names it."""
-    dataset = LazyCall(load_own_coco)(names="mine_in_config", **files, **CLASSES, filter_empty=False)
-    evaluator = LazyCall(COCOEvaluator)(dataset_name="${..test.dataset.names}", output_dir=str(tmp_path))
-    cfg = OmegaConf.create(
-        {"dataloader": {"test": {"dataset": dataset}, "evaluator": evaluator}}, flags={"allow_objects": True}
-    )
-    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
-    loaded = LazyConfig.load(str(tmp_path / "config.yaml"))
-    assert list(loaded.dataloader.test.dataset.thing_classes) == CLASSES["thing_classes"]
-    assert len(instantiate(loaded.dataloader.test.dataset)) == 6
-    assert instantiate(loaded.dataloader.evaluator)._metadata.thing_classes == CLASSES["thing_classes"]
 
 
 def test_write_own_coco(files: dict[str, str], tmp_path: Path) -> None:
@@ -117,29 +92,26 @@ def test_write_own_coco(files: dict[str, str], tmp_path: Path) -> None:
     assert path == str(tmp_path / "new" / "folder" / "instances_train.json")
     dicts = load_own_coco("mine", path, files["image_root"], **CLASSES)
     assert sum(len(record["annotations"]) for record in dicts) == len(content["annotations"]) - 1
-    with pytest.raises(ValueError, match="another folder"):
+    with pytest.raises(ValueError, match="instances_train.json"):
         write_own_coco(check, Path(files["json_file"]).parent)
     assert json.loads(Path(files["json_file"]).read_text()) == content
 
 
-def test_small_set_is_a_users_own(tmp_path: Path) -> None:
+def test_small_set(tmp_path: Path) -> None:
     source = write_synthetic_coco(tmp_path, num_train=40, num_val=1, image_size=64)
     arguments = (source / "annotations/instances_train.json", source / "train")
     small = write_small_coco(*arguments, tmp_path / "small", num_images=12, num_classes=3)
-    seen = []
     for split, count in (("train", 9), ("val", 3)):
         check = check_coco(small / f"my_{split}.json", small / "images")
-        assert check.findings == [] and check.num_images == count
-        assert list(check.categories) == [1, 2, 3]
+        assert check.findings == [] and check.num_images == count and list(check.categories) == [1, 2, 3]
         assert {a["category_id"] for a in check.cleaned["annotations"]} == {1, 2, 3}
-        seen += [image["file_name"] for image in check.cleaned["images"]]
-    assert len(set(seen)) == 12 == len(list((small / "images").iterdir()))
-    written = {path.name: path.read_bytes() for path in small.glob("*.json")}
+    assert len(list((small / "images").iterdir())) == 12, "no image is in both splits"
     again = write_small_coco(*arguments, tmp_path / "again", num_images=12, num_classes=3)
-    assert {path.name: path.read_bytes() for path in again.glob("*.json")} == written
-    with pytest.raises(DatasetError, match="asked for 5 classes"):
+    for path in small.glob("*.json"):
+        assert path.read_bytes() == (again / path.name).read_bytes()
+    with pytest.raises(DatasetError, match="5 classes"):
         write_small_coco(*arguments, tmp_path / "none", num_classes=5)
-    with pytest.raises(ValueError, match="num_val=12"):
+    with pytest.raises(ValueError, match="12"):
         write_small_coco(*arguments, tmp_path / "none", num_images=12, num_val=12)
 
 

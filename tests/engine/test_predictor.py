@@ -1,4 +1,4 @@
-"""lift_det.Predictor: equal to a config's own evaluation, for every kind, size and orientation of image."""
+"""lift_det.Predictor equals a config's own evaluation, for every kind, size and orientation of image."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
 import lift_det
 from lift_det import model_zoo
 from lift_det.data import DatasetError, DatasetMapper
-from lift_det.engine import Checkpointer, load_model
+from lift_det.engine import load_model
 from tests.engine.tiny_detector import tiny_config, write_output_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,15 +68,19 @@ def test_equals_the_evaluation_of_the_config(
     path = tmp_path / "photo.png"
     Image.fromarray(photo).resize(size[::-1]).save(path)
     cfg = LazyConfig.load(str(folder / "config.yaml"))
-    model = instantiate(cfg.model)
-    Checkpointer(model).load(str(folder / "model_final.pth"))
     mapper = instantiate(cfg.dataloader.test.mapper)
     assert isinstance(mapper, DatasetMapper)
     with torch.no_grad():
         record = {"file_name": str(path), "height": size[0], "width": size[1]}
-        expected = model.eval()([mapper(record)])[0]["instances"]
+        expected = load_model(cfg, folder / "model_final.pth", "cpu")([mapper(record)])[0]["instances"]
     assert expected.pred_masks.shape[1:] == size
     assert_equal(predictor(path)["instances"], expected)
+
+
+def test_masks_of_the_config_are_rle(folder: Path, photo: np.ndarray) -> None:
+    as_in_the_config = lift_det.Predictor.from_folder(folder, device="cpu", array_format="RGB", mask_format=None)
+    instances = as_in_the_config(photo)["instances"]
+    assert instances.pred_masks_rle[0]["size"] == [60, 90] and not instances.has("pred_masks")
 
 
 def test_takes_arrays_paths_and_pillow_images(
@@ -89,7 +94,6 @@ def test_takes_arrays_paths_and_pillow_images(
     for result in (
         predictor(path),
         predictor(str(path)),
-        predictor(Image.fromarray(photo)),
         predictor(Image.fromarray(np.concatenate([photo, alpha], 2), "RGBA")),
         predictor(np.concatenate([photo, alpha], 2)),
         bgr(photo[:, :, ::-1]),
@@ -101,8 +105,8 @@ def test_takes_arrays_paths_and_pillow_images(
 
     grey = photo[:, :, 0]
     expected = predictor(np.repeat(grey[:, :, None], 3, axis=2))["instances"]
-    for given in (grey, grey[:, :, None], Image.fromarray(grey)):
-        assert_equal(predictor(given)["instances"], expected)
+    for image in (grey, grey[:, :, None], Image.fromarray(grey)):
+        assert_equal(predictor(image)["instances"], expected)
 
 
 def test_a_batch_of_mixed_sizes_is_the_images_one_by_one(predictor: lift_det.Predictor, photo: np.ndarray) -> None:
@@ -126,8 +130,8 @@ def test_any_size(predictor: lift_det.Predictor, size: tuple[int, int]) -> None:
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_an_image_larger_than_the_square_that_the_model_pads_to_is_made_to_fit(folder: Path, photo: np.ndarray) -> None:
-    """Some configs do not resize, because their images are all of one size; they take others' nevertheless."""
+def test_images_larger_than_the_square_of_the_model_are_resized(folder: Path, photo: np.ndarray) -> None:
+    """For configs that do not resize, because their data set has images of one size."""
     cfg = tiny_config()
     resizing = lift_det.Predictor(cfg, folder / "model_final.pth", device="cpu", array_format="RGB")
     cfg.dataloader.test.mapper.augmentations = []
@@ -137,40 +141,28 @@ def test_an_image_larger_than_the_square_that_the_model_pads_to_is_made_to_fit(f
     assert differ(predictor(small)["instances"], resizing(small)["instances"])
 
 
-def test_wrong_images_are_named(folder: Path, tmp_path: Path, photo: np.ndarray) -> None:
+def test_wrong_images_are_refused(folder: Path, tmp_path: Path, photo: np.ndarray) -> None:
     predictor = lift_det.Predictor.from_folder(folder, device="cpu")
-    with pytest.raises(ValueError, match="array_format='BGR'.*OpenCV.*array_format='RGB'.*Pillow"):
+    with pytest.raises(ValueError, match="array_format='BGR'.*array_format='RGB'"):
         predictor(photo)
-    predictor(photo[:, :, 0])  # grey has no order
+    predictor(photo[:, :, 0])  # grey has no channel order
     for wrong in (photo.astype(np.float32), photo[None], photo[:, :, :2], photo[:0]):
-        with pytest.raises(ValueError, match="Expected an image as uint8"):
+        with pytest.raises(ValueError, match="uint8"):
             predictor(wrong)
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(DatasetError, match="text.jpg' cannot be read: cannot identify image file"):
+    with pytest.raises(DatasetError, match="text.jpg"):
         predictor(tmp_path / "text.jpg")
-    with pytest.raises(ValueError, match="array_format: expected one of"):
+    with pytest.raises(ValueError, match="array_format"):
         lift_det.Predictor.from_folder(folder, array_format="rgb")
 
 
-def test_score_threshold(predictor: lift_det.Predictor, folder: Path, photo: np.ndarray) -> None:
+def test_score_threshold_and_config_by_path(predictor: lift_det.Predictor, folder: Path, photo: np.ndarray) -> None:
     scores = predictor(photo)["instances"].scores
     threshold = float(scores.median())
-    above = lift_det.Predictor.from_folder(folder, device="cpu", score_threshold=threshold, array_format="RGB")
+    options = {"device": "cpu", "score_threshold": threshold, "array_format": "RGB"}
+    above = lift_det.Predictor(folder / "config.yaml", folder / "model_final.pth", **options)
     kept = above(photo)["instances"].scores
     assert 0 < len(kept) < len(scores) and (kept > threshold).all()
-
-
-def test_config_by_path_and_name(
-    folder: Path, photo: np.ndarray, predictor: lift_det.Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = folder / "model_final.pth"
-    by_path = lift_det.Predictor(folder / "config.yaml", weights, device="cpu", array_format="RGB")
-    assert_equal(by_path(photo)["instances"], predictor(photo)["instances"])
-    with pytest.raises(model_zoo.ConfigNotFoundError, match="mask_rcnn_lift_synthetic_cpu"):
-        lift_det.Predictor("quick_schedules/mask_rcnn_lift_synthetic", weights)
-    # the name is found: these weights are of another model, which is said
-    with pytest.raises(lift_det.checkpoint.CheckpointError):
-        lift_det.Predictor("quick_schedules/mask_rcnn_lift_synthetic_cpu", weights)
 
 
 def test_yacs(tmp_path: Path, photo: np.ndarray) -> None:
@@ -181,12 +173,12 @@ def test_yacs(tmp_path: Path, photo: np.ndarray) -> None:
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
     cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    before = cfg.dump()
-    model = _random_model(cfg)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(cfg)
     torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    predictor = lift_det.Predictor(cfg, tmp_path / "model_final.pth", device="cpu", array_format="RGB")
-    assert cfg.dump() == before
+    predictor = lift_det.Predictor.from_folder(tmp_path, device="cpu", array_format="RGB")
     assert predictor.class_names == ("circle", "square", "triangle", "star")
 
     Image.fromarray(photo).save(tmp_path / "photo.png")
@@ -195,16 +187,6 @@ def test_yacs(tmp_path: Path, photo: np.ndarray) -> None:
         record = {"file_name": str(tmp_path / "photo.png"), "height": 60, "width": 90}
         expected = model.eval()([mapper(record)])[0]["instances"]
     assert_equal(predictor(photo)["instances"], expected)
-    from_folder = lift_det.Predictor.from_folder(tmp_path, device="cpu", array_format="RGB")
-    assert_equal(from_folder(photo)["instances"], expected)
-
-
-def _random_model(cfg: CfgNode) -> torch.nn.Module:
-    from detectron2.modeling import build_model
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build_model(cfg)
 
 
 def test_class_names_and_ids(folder: Path) -> None:
@@ -217,10 +199,9 @@ def test_class_names_and_ids(folder: Path) -> None:
     assert registered.class_names == ("circle", "square", "triangle", "star")
     assert registered.category_ids == (1, 2, 3, 4)
     assert registered.metadata.thing_classes == list(registered.class_names)
-    assert len(registered.metadata.thing_colors) == 4
 
     def state_own(test: Any) -> None:
-        test.dataset.names = "my_own_val_that_nobody_registered"
+        test.dataset.names = "my_unregistered_val"
         test.dataset.thing_classes, test.dataset.category_ids = ["a", "b", "c", "d"], [7, 9, 3, 20]
 
     own = classes(state_own)
@@ -229,38 +210,17 @@ def test_class_names_and_ids(folder: Path) -> None:
     unknown = classes(lambda test: setattr(test.dataset, "names", "unknown_data_set"))
     assert unknown.class_names == ("class 0", "class 1", "class 2", "class 3")
     assert unknown.category_ids == (0, 1, 2, 3)
-    assert "unknown_data_set" not in MetadataCatalog  # asking detectron2 for one would make it
+    assert "unknown_data_set" not in MetadataCatalog
 
-    with pytest.raises(ValueError, match="4 classes, the data set 'coco_2017_val' of the config 80 names"):
+    with pytest.raises(ValueError, match="4 classes.*'coco_2017_val'.* 80 "):
         classes(lambda test: setattr(test.dataset, "names", "coco_2017_val"))
 
 
-def test_a_config_without_a_test_loader_says_what_is_missing(folder: Path) -> None:
-    cfg = tiny_config()
-    del cfg.dataloader
-    with pytest.raises(ValueError, match="expected dataloader.test.mapper with `augmentations` and `image_format`"):
-        lift_det.Predictor(cfg, folder / "model_final.pth")
+def test_a_config_without_test_augmentations_is_refused(folder: Path) -> None:
     cfg = tiny_config()
     cfg.dataloader.test.mapper.image_format = "YUV-BT.601"
-    with pytest.raises(ValueError, match="image format is 'YUV-BT.601'"):
+    with pytest.raises(ValueError, match="YUV-BT.601"):
         lift_det.Predictor(cfg, folder / "model_final.pth")
-
-
-def test_from_folder_prefers_the_best_checkpoint_and_names_what_is_missing(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        lift_det.Predictor.from_folder(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match="no config.yaml"):
-        lift_det.Predictor.from_folder(tmp_path)
-    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
-    with pytest.raises(FileNotFoundError, match="has no checkpoint: looked for model_best.pth"):
-        lift_det.Predictor.from_folder(tmp_path)
-    lift_det.Predictor.from_folder(tmp_path, folder / "model_final.pth", device="cpu")
-    state = load_model(tiny_config(), folder / "model_final.pth", "cpu").state_dict()
-    for name, bias in (("model_0000009", 0.0), ("model_final", 1.0), ("model_best", 2.0)):
-        state["roi_heads.box_predictor.cls_score.bias"].fill_(bias)
-        torch.save({"model": state}, tmp_path / f"{name}.pth")
-        (tmp_path / "last_checkpoint").write_text(f"{name}.pth")
-        predictor = lift_det.Predictor.from_folder(tmp_path, device="cpu")
-        assert predictor.model.roi_heads.box_predictor.cls_score.bias[0] == bias
-    other = lift_det.Predictor.from_folder(tmp_path, tmp_path / "model_0000009.pth", device="cpu")
-    assert other.model.roi_heads.box_predictor.cls_score.bias[0] == 0
+    del cfg.dataloader
+    with pytest.raises(ValueError, match="dataloader.test.mapper"):
+        lift_det.Predictor(cfg, folder / "model_final.pth")

@@ -1,8 +1,10 @@
-"""The trainers from the command line, as a user starts them: ours, detectron2's own, yacs, two processes, a kill."""
+"""Trainings from the command line: ours, detectron2's own tool, yacs, two processes, a kill."""
 
+import argparse
 import json
+import logging
 import os
-import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,67 +14,101 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import default_argument_parser
+from detectron2.utils.env import seed_all_rng
+from torch.utils._pytree import tree_flatten
 
-from lift_det import LiFTPlus, load_lift, model_zoo, save_lift
+from lift_det import LiFTPlus, config, load_lift, save_lift
 from lift_det.data import write_synthetic_coco
+from lift_det.engine import do_train
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ROOT / "tools" / "lazyconfig_train_net.py"
 UPSTREAMS = Path(sysconfig.get_path("purelib")) / "tools" / "lazyconfig_train_net.py"
-EVALUATIONS = ("bbox", "segm", "cosine_2x")
-CONFIG = "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
-# the shipped config made so small that starting Python takes longer than training
-TINY = [
+if not UPSTREAMS.is_file():  # a detectron2 that was built from source has no tools
+    UPSTREAMS = OURS
+DETECTOR = "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
+LIFT = "configs/quick_schedules/lift_synthetic_cpu.py"
+# the shipped configs made so small that starting Python takes longer than training
+TINY_DETECTOR = [
     "model.backbone.net.embed_dim=32",
     "model.backbone.net.depth=1",
     "model.backbone.net.num_heads=2",
-    "model.backbone.net.use_rel_pos=True",  # attention is ours then
+    "model.backbone.net.use_rel_pos=True",
     "dataloader.train.total_batch_size=2",
     "train.log_period=1",
+    "model.roi_heads.box_predictor.test_score_thresh=0.0",
+]
+TINY_LIFT = [
+    "model.net.embed_dim=32",
+    "model.net.depth=1",
+    "model.net.num_heads=2",
+    "model.lift.name=lift_plus",
+    "model.objectives={full_from_half:1,half_from_quarter:1,full_from_quarter:1}",
+    "dataloader.train.dataset.color_jitter={brightness:0.2,contrast:0.2,saturation:0.2,hue:0.2}",
+    "dataloader.train.total_batch_size=4",
     "train.eval_period=0",
-    "model.roi_heads.box_predictor.test_score_thresh=0.0",  # untrained heads are sure of nothing
+    "train.log_period=1",
 ]
 
 
-@pytest.fixture(scope="session")
-def synthetic(tmp_path_factory):
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
-    write_synthetic_coco(root, num_train=8, num_val=2)
+    write_synthetic_coco(root, num_train=10, num_val=2)
+    (root / "synthetic" / "train" / "broken.jpg").write_bytes(b"no image")  # must not change anything
     return root
 
 
-def _start(command, synthetic):
-    env = {**os.environ, "DETECTRON2_DATASETS": str(synthetic), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def registered(datasets, request):
+    """The data sets tiny_train and tiny_val for trainings in this process."""
+    for split in ("train", "val"):
+        folder = datasets / "synthetic"
+        register_coco_instances(
+            f"tiny_{split}", {}, str(folder / f"annotations/instances_{split}.json"), folder / split
+        )
+        request.addfinalizer(lambda name=f"tiny_{split}": (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
 
 
-def _run(command, synthetic, timeout=240):
-    process = _start(command, synthetic)
-    output, _ = process.communicate(timeout=timeout)
+@pytest.fixture
+def own_logging():
+    """Undoes detectron2's set-up of the loggers, which would hide them from other tests."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, handlers, propagate, level in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def _start(command, datasets):
+    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=env, **pipes)
+
+
+def _run(command, datasets):
+    process = _start(command, datasets)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output[-4000:]
     return output
 
 
+def _run_here(tool, arguments):
+    runpy.run_path(str(tool))["main"](default_argument_parser().parse_args(list(map(str, arguments))))
+
+
 def _metrics(folder):
-    """The lines of metrics.json that training wrote, and one dict of all that the evaluations wrote."""
-    text = (folder / "metrics.json").read_text()
-    # a line that is just being written has no end yet
-    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    evaluated: dict = {}
-    for line in lines:
-        evaluated |= {name: value for name, value in line.items() if name.split("/")[0] in EVALUATIONS}
-    return [line for line in lines if "total_loss" in line], evaluated
+    """The iterations in metrics.json, and all metrics of the evaluations."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    evaluated = {k: v for line in lines for k, v in line.items() if k.split("/")[0] in ("bbox", "segm", "cosine_2x")}
+    return [line["iteration"] for line in lines if "total_loss" in line], evaluated
 
 
-def _save_lift_plus(path, width):
+def _save_lift(path, width):
     torch.manual_seed(0)
     lift = LiFTPlus(width, 8)
     torch.nn.init.normal_(lift.outc.weight, std=0.1)
@@ -81,167 +117,142 @@ def _save_lift_plus(path, width):
 
 
 def _assert_started_from(checkpoint, lift):
-    """The detector's LiFT is the one that was given, a few small steps on."""
+    """The detector's LiFT is the given one after a few small steps."""
     trained = load_lift(checkpoint)
-    assert type(trained) is LiFTPlus
+    assert type(trained) is LiFTPlus and not torch.equal(trained.outc.weight, lift.outc.weight)
     for name, value in lift.named_parameters():
-        now = trained.get_parameter(name)
-        torch.testing.assert_close(now, value, rtol=0, atol=0.02)
-    assert not torch.equal(trained.outc.weight, lift.outc.weight)
+        torch.testing.assert_close(trained.get_parameter(name), value, rtol=0, atol=0.02)
 
 
-needs_upstreams_tool = pytest.mark.skipif(
-    not UPSTREAMS.is_file(),
-    reason="this detectron2 came without its tools/ (a build from source does not install them)",
-)
+def _assert_equal(a, b):
+    """Everything in two checkpoints, bit for bit."""
+    (a, a_structure), (b, b_structure) = tree_flatten(a), tree_flatten(b)
+    assert a_structure == b_structure
+    assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(
-    "tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"]
-)
-def test_trains_evaluates_and_evaluates_again(tool, synthetic, tmp_path):
-    """With a trained LiFT of another kind than the config's own: its file is all that is named."""
-    lift = _save_lift_plus(tmp_path / "lift.safetensors", width=32)
-    options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
-    options.append(f"model.backbone.lift.checkpoint={tmp_path}/lift.safetensors")
-    # which detectron2's passes over
-    options += ["train.trainer.accumulate=2", "train.trainer.precision=bfloat16", "train.trainer.ema_decay=0.9"]
-    options += ["train.hooks=[{_target_:lift_det.engine.BestCheckpoint,metric:bbox/AP50}]"]
-    _run([tool, "--config-file", CONFIG, *options], synthetic)
-    trained, evaluated = _metrics(tmp_path)
-    assert {"bbox/AP50", "segm/AP50"} <= set(evaluated)
-    assert [line["iteration"] for line in trained] == [0, 1] and 0 < trained[-1]["total_loss"] < 20
-    weights = tmp_path / ("model_best.pth" if tool == OURS else "model_final.pth")
-    _assert_started_from(weights, lift)
-    output = _run(
-        [tool, "--config-file", CONFIG, "--eval-only", *options, f"train.init_checkpoint={weights}"], synthetic
-    )
-    # untrained, yet the same to the last digit that is printed: it evaluated what it had saved
-    printed = [line.split("copypaste: ")[1] for line in output.splitlines() if "copypaste: " in line]
-    assert printed[0] == "Task: bbox" and float(printed[2].split(",")[1]) == pytest.approx(
-        evaluated["bbox/AP50"], abs=1e-3
-    )
-    assert "backbone.net.*: all" in output and "not in the checkpoint" not in output
-
-
-def test_trains_and_evaluates_without_triton(synthetic, tmp_path):
-    """With relative positions and windows, so that attention is ours, and with masks encoded by us."""
+def test_detectron2s_own_tool_trains_and_evaluates_a_shipped_config(datasets, tmp_path):
+    """Without Triton, with windows, and with a trained LiFT of another kind than the config's own."""
+    lift = _save_lift(tmp_path / "lift.safetensors", width=32)
     blocked = (
         "import runpy, sys; sys.modules['triton'] = None; tool = sys.argv.pop(1); "
         "runpy.run_path(tool, run_name='__main__'); assert sys.modules['triton'] is None"
     )
-    options = [*TINY, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
-    options += ["model.mask_format=rle"]
+    options = [*TINY_DETECTOR, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=0"]
+    options += [f"model.backbone.lift.checkpoint={tmp_path}/lift.safetensors"]
     options += ["model.backbone.net.depth=2", "model.backbone.net.window_size=5"]
-    options += ["model.backbone.net.window_block_indexes=[0]"]
-    _run(["-c", blocked, OURS, "--config-file", CONFIG, *options], synthetic)
-    trained, evaluated = _metrics(tmp_path)
-    assert {"bbox/AP50", "segm/AP50"} <= set(evaluated)
-    assert [line["iteration"] for line in trained] == [0, 1] and 0 < trained[-1]["total_loss"] < 20
-
-
-def test_lift_trains_with_either_tool(synthetic, tmp_path):
-    tool = UPSTREAMS if UPSTREAMS.is_file() else OURS
-    options = [
-        "model.net.embed_dim=32",
-        "model.net.depth=1",
-        "model.net.num_heads=2",
-        "dataloader.train.total_batch_size=2",
-        "train.max_iter=3",
-        "train.eval_period=3",
-        "train.log_period=1",
-    ]
-    config = "configs/quick_schedules/lift_synthetic_cpu.py"
-    _run([tool, "--config-file", config, f"train.output_dir={tmp_path}/lift", *options], synthetic)
-    trained, scores = _metrics(tmp_path / "lift")
-    assert len(trained) == 3
-    assert set(scores) == {f"cosine_2x/{name}" for name in ("nearest", "bilinear", "bicubic", "lift")}
-    metadata = load_lift(tmp_path / "lift" / "lift.safetensors").metadata
-    assert (metadata["steps"], metadata["evaluated_images"]) == ("3", "2")
-    assert metadata["training_data"].endswith("synthetic/train") and (tmp_path / "lift" / "reconstruction.png").exists()
-    # its checkpoint starts a detector: the ViT and LiFT come from it, the rest does not
-    checkpoint = f"train.init_checkpoint={tmp_path}/lift/model_final.pth"
-    output = _run(
-        [OURS, "--config-file", CONFIG, *TINY, f"train.output_dir={tmp_path}/rcnn", "train.max_iter=1", checkpoint],
-        synthetic,
-    )
-    for part in ("net", "lift"):
-        assert re.search(rf"backbone\.{part}\.\*: all \d+ tensors loaded", output)
-    for part in (r"backbone\.simfp_", r"roi_heads\.mask"):
-        assert re.search(rf"{part}\* \(\d+ tensors\) is not in the checkpoint", output)
-
-
-def test_yacs(synthetic, tmp_path):
-    config = "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml"
-    lift = _save_lift_plus(tmp_path / "lift.safetensors", width=64)
-    options = ["OUTPUT_DIR", tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
-    options += ["MODEL.LIFT.CHECKPOINT", tmp_path / "lift.safetensors"]
-    _run([ROOT / "tools" / "train_net.py", "--config-file", config, *options], synthetic)
-    trained, evaluated = _metrics(tmp_path)
-    assert trained[-1]["iteration"] == 3 and {"bbox/AP", "segm/AP"} <= set(evaluated)
+    options += ["model.backbone.net.window_block_indexes=[0]", "train.trainer.accumulate=2"]  # the last has no effect
+    _run(["-c", blocked, UPSTREAMS, "--config-file", DETECTOR, *options], datasets)
+    iterations, evaluated = _metrics(tmp_path)
+    assert iterations == [0, 1] and {"bbox/AP50", "segm/AP50"} <= set(evaluated)  # masks come as RLE
     _assert_started_from(tmp_path / "model_final.pth", lift)
 
 
-@pytest.mark.parametrize(
-    ("start", "count", "freeze_lift"),
-    [
-        ([OURS], ["--num-gpus", 2, "--dist-url", "auto"], True),
-        (["-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone", OURS], [], False),
-    ],
-    ids=["num-gpus", "torchrun"],
-)
-def test_two_processes_end_with_the_same_parameters(start, count, freeze_lift, synthetic, tmp_path):
-    options = [
-        *TINY,
-        f"train.output_dir={tmp_path}",
-        "train.max_iter=3",
-        "train.ddp.fp16_compression=True",  # as the COCO configs have it: not on a CPU
-        f"model.backbone.freeze_lift={freeze_lift}",
-        f"train.hooks=[{{_target_:tests.engine.compare_ranks.CompareRanks,path:{tmp_path}/ranks.json}}]",
-    ]
-    _run([*start, "--config-file", CONFIG, *count, *options], synthetic)
-    report = json.loads((tmp_path / "ranks.json").read_text())
-    assert (report["processes"], report["apart"], report["finite"]) == (2, 0.0, True)
-    assert {"backbone.net", "backbone.simfp_2", "roi_heads.box_head"} <= set(report["changed"])
-    assert ("backbone.lift" in report["changed"]) is not freeze_lift
-    assert len(_metrics(tmp_path)[0]) == 3
+@pytest.mark.usefixtures("registered", "own_logging", "one_thread")
+def test_our_tool_evaluates_what_it_saved(tmp_path, capsys):
+    options = [*TINY_DETECTOR, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
+    options += ["dataloader.train.dataset.names=tiny_train", "dataloader.test.dataset.names=tiny_val"]
+    options += ["train.trainer.accumulate=2", "train.trainer.precision=bfloat16", "train.trainer.ema_decay=0.9"]
+    options += ["train.hooks=[{_target_:lift_det.engine.BestCheckpoint,metric:bbox/AP50}]"]
+    _run_here(OURS, ["--config-file", DETECTOR, *options])
+    iterations, evaluated = _metrics(tmp_path)
+    assert iterations == [0, 1] and {"bbox/AP50", "segm/AP50"} <= set(evaluated)
+    best, averaged = (torch.load(tmp_path / f"model_{name}.pth", weights_only=True) for name in ("best", "ema"))
+    assert best["value"] == evaluated["bbox/AP50"]
+    assert all(torch.equal(value, averaged["model"][name]) for name, value in best["model"].items())
+    capsys.readouterr()
+    _run_here(
+        OURS, ["--config-file", DETECTOR, "--eval-only", *options, f"train.init_checkpoint={tmp_path}/model_best.pth"]
+    )
+    printed = [line.split("copypaste: ")[1] for line in capsys.readouterr().out.splitlines() if "copypaste: " in line]
+    assert printed[0] == "Task: bbox"
+    assert float(printed[2].split(",")[1]) == pytest.approx(evaluated["bbox/AP50"], abs=1e-3)
 
 
-@needs_upstreams_tool
-def test_two_processes_with_detectron2s_own_tool(synthetic, tmp_path):
-    options = [
-        *TINY,
-        f"train.output_dir={tmp_path}",
-        "train.max_iter=2",
-        "train.device=cpu",
-        "train.ddp.device_ids=null",
-    ]
-    _run([UPSTREAMS, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto", *options], synthetic)
-    assert len(_metrics(tmp_path)[0]) == 2
+@pytest.mark.usefixtures("registered", "own_logging", "one_thread")
+def test_yacs(tmp_path):
+    lift = _save_lift(tmp_path / "lift.safetensors", width=64)
+    options = ["OUTPUT_DIR", tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.MAX_ITER", "2"]
+    options += ["MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "100"]
+    options += ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
+    options += ["MODEL.LIFT.CHECKPOINT", tmp_path / "lift.safetensors"]
+    yacs = ROOT / "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml"
+    _run_here(ROOT / "tools" / "train_net.py", ["--config-file", yacs, *options])
+    _, evaluated = _metrics(tmp_path)
+    assert {"bbox/AP", "segm/AP"} <= set(evaluated)
+    assert config.load(tmp_path / "config.yaml").MODEL.LIFT.MASK_FORMAT == "rle"
+    _assert_started_from(tmp_path / "model_final.pth", lift)
 
 
-@pytest.mark.parametrize(
-    "tool", [OURS, pytest.param(UPSTREAMS, marks=needs_upstreams_tool)], ids=["ours", "detectron2s"]
-)
-def test_resumes_after_kill_9(tool, synthetic, tmp_path):
-    total = 60
-    options = [*TINY, f"train.output_dir={tmp_path}", f"train.max_iter={total}", "train.checkpointer.period=5"]
-    process = _start([tool, "--config-file", CONFIG, *options], synthetic)
+def test_killed_and_resumed_lift_training_ends_with_the_same_weights(datasets, tmp_path):
+    """The same, bit for bit, as that of detectron2's own tool, which was not interrupted."""
+    options = [*TINY_LIFT, "train.max_iter=40", "train.checkpointer.period=7"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    command = ["--config-file", LIFT, *options]
+    _run([UPSTREAMS, *command, f"train.output_dir={whole}", "dataloader.train.num_workers=2"], datasets)
+    _, evaluated = _metrics(whole)
+    assert set(evaluated) == {f"cosine_2x/{name}" for name in ("nearest", "bilinear", "bicubic", "lift")}
+    metadata = load_lift(whole / "lift.safetensors").metadata
+    assert (metadata["steps"], metadata["evaluated_images"]) == ("40", "2")
+
+    process = _start([OURS, *command, f"train.output_dir={parts}"], datasets)
     deadline = time.monotonic() + 240
-    while not (tmp_path / "model_0000009.pth").exists() or len(_metrics(tmp_path)[0]) < 12:
+    # killed between two checkpoints
+    while not (parts / "model_0000013.pth").exists() or (parts / "metrics.json").read_text().count("\n") < 17:
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    killed, _ = _metrics(tmp_path)
-    last = int((tmp_path / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
-    assert 9 <= last < total - 1
+    last = int((parts / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
+    assert 13 <= last < 39 and not (parts / "model_final.pth").exists()
+    output = _run([OURS, "--resume", *command, f"train.output_dir={parts}"], datasets)
+    assert f"Starting training from iteration {last + 1}" in output
+    checkpoint, expected = (torch.load(folder / "model_final.pth", weights_only=False) for folder in (parts, whole))
+    for part in ("model", "trainer", "iteration"):  # weights, buffers, optimizer, learning rate
+        _assert_equal(checkpoint[part], expected[part])
 
-    _run([tool, "--config-file", CONFIG, "--resume", *options], synthetic)
-    resumed = _metrics(tmp_path)[0][len(killed) :]
-    assert [m["iteration"] for m in resumed] == list(range(last + 1, total))
-    cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.py")
-    multiplier = instantiate(cfg.lr_multiplier)
-    for m in (*killed, *resumed):
-        assert m["lr"] == pytest.approx(cfg.optimizer.lr * multiplier(m["iteration"] / total), rel=1e-6)
+
+@pytest.mark.usefixtures("one_thread")
+def test_lift_trains_on_two_processes_as_on_one(datasets, tmp_path, monkeypatch):
+    options = [*TINY_LIFT, "train.max_iter=8", "train.device=cpu", "train.ddp.device_ids=null"]
+
+    def hook(name):
+        return f"train.hooks=[{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/{name}.json}}]"
+
+    two_processes = ["--num-gpus", 2, "--dist-url", "auto", *options, f"train.output_dir={tmp_path}/two", hook("two")]
+    _run([OURS, "--config-file", LIFT, *two_processes], datasets)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    cfg = config.load(ROOT / LIFT, [*options, f"train.output_dir={tmp_path}/one", hook("one")])
+    Path(cfg.train.output_dir).mkdir()
+    with torch.random.fork_rng():
+        seed_all_rng(cfg.train.seed)
+        do_train(argparse.Namespace(resume=False), cfg)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert (one["processes"], two["processes"], two["difference"]) == (1, 2, 0.0)
+    assert len(one["losses"]) == 8 and max(one["losses"]) - min(one["losses"]) > 5e-3
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    a, b = (torch.load(tmp_path / name / "model_final.pth")["model"] for name in ("one", "two"))
+    assert list(a) == list(b)
+    for name in a:
+        if "running_" in name or "num_batches" in name:  # as SyncBN
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=3e-4)
+
+
+def test_a_detector_on_two_processes_of_torchrun(datasets, tmp_path):
+    options = [
+        *TINY_DETECTOR,
+        f"train.output_dir={tmp_path}",
+        "train.max_iter=2",
+        "train.eval_period=0",
+        "train.ddp.fp16_compression=True",  # as in the COCO configs; a CPU does without
+        "train.trainer.ema_decay=0.9",
+        "model.backbone.freeze_lift=True",
+        f"train.hooks=[{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/training.json}}]",
+    ]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone"]
+    _run([*torchrun, OURS, "--config-file", DETECTOR, *options], datasets)
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert (report["processes"], report["difference"], len(report["losses"])) == (2, 0.0, 2)
+    assert {"backbone.net", "backbone.simfp_2", "roi_heads.box_head"} <= set(report["changed"])
+    assert "backbone.lift" not in report["changed"] and (tmp_path / "model_ema.pth").is_file()

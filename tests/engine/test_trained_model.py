@@ -1,4 +1,4 @@
-"""A trained model from what its training left: configs of both kinds, and checkpoints that fit in full or not."""
+"""A trained model from an output folder: configs of both kinds, and checkpoints that fit or do not."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyCall, LazyConfig, get_cfg
+from detectron2 import model_zoo as detectron2_zoo
+from detectron2.config import LazyConfig, get_cfg
 from detectron2.modeling import build_model
-from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from lift_det import BilinearUpsample, LiFTPlus, Predictor, config, model_zoo, save_lift
+from lift_det import LiFTPlus, Predictor, config, model_zoo, save_lift
 from lift_det.checkpoint import CheckpointError
 from lift_det.engine import load_model, read_output_folder
 from lift_det.engine.trained_model import find_weights
@@ -29,12 +29,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_output_folder_is_enough(folder: Path) -> None:
     cfg, weights = read_output_folder(folder)
-    assert OmegaConf.to_container(cfg.model.backbone.net)["embed_dim"] == 32
+    assert cfg.model.backbone.net.embed_dim == 32
     assert weights == str(folder / "model_final.pth")
     model = load_model(cfg, weights, "cpu")
     assert not any(module.training for module in model.modules())
-    saved = torch.load(weights)["model"]
-    loaded = model.state_dict()
+    saved, loaded = torch.load(weights)["model"], model.state_dict()
     assert set(saved) == set(loaded)
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
@@ -44,7 +43,7 @@ def test_an_output_folder_is_enough(folder: Path) -> None:
     [
         (["model_0000009.pth", "model_0000019.pth"], "model_0000009.pth", "model_0000009.pth"),
         (["model_0000009.pth", "model_final.pth"], "model_final.pth", "model_final.pth"),
-        (["model_0000009.pth", "model_final.pth"], "model_0000009.pth", "model_0000009.pth"),  # it is an earlier one's
+        (["model_0000009.pth", "model_final.pth"], "model_0000009.pth", "model_0000009.pth"),  # of an earlier training
         (["model_final.pth"], "", "model_final.pth"),
         (["model_final.pth", "model_ema.pth"], "model_final.pth", "model_ema.pth"),
         (["model_final.pth", "model_ema.pth", "model_best.pth"], "model_final.pth", "model_best.pth"),
@@ -59,24 +58,30 @@ def test_which_checkpoint(tmp_path: Path, names: list[str], last: str, expected:
     assert find_weights(tmp_path) == str(tmp_path / expected)
 
 
-def test_no_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_incomplete_folders(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_output_folder(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="config.yaml"):
+        read_output_folder(tmp_path)
+    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(FileNotFoundError, match="model_0000009.pth, model_final.pth"):
-        find_weights(tmp_path)
+    with pytest.raises(FileNotFoundError, match="model_best.pth.*model_0000009.pth, model_final.pth"):
+        read_output_folder(tmp_path)
+    assert read_output_folder(tmp_path, folder / "model_final.pth")[1] == str(folder / "model_final.pth")
 
 
-def test_what_a_training_would_start_from_is_not_read(folder: Path) -> None:
-    """The files may be gone by then, and a download would take a network."""
+def test_weights_to_start_from_are_not_read(folder: Path) -> None:
+    """The files may be gone, and a download would need a network."""
     cfg = tiny_config()
     cfg.model.backbone.lift.checkpoint = "/gone/lift.safetensors"
+    cfg.model.backbone.net.checkpoint = "/gone/vit.pth"
     before = LazyConfig.to_py(cfg)
     load_model(cfg, folder / "model_final.pth", "cpu")
     assert LazyConfig.to_py(cfg) == before
 
 
-@pytest.mark.parametrize("settings", [{}, {"pool": 5, "normalize": False, "keep_length": False}])
-def test_a_trained_lift_is_what_the_checkpoint_says_when_its_file_is_gone(settings: dict, tmp_path: Path) -> None:
-    """The config names the file alone: which kind of LiFT it held, the detector's own checkpoint knows."""
+@pytest.mark.parametrize("settings", [{}, {"attention_kernel": 5, "standardize": False, "preserve_norm": False}])
+def test_a_lift_is_what_the_checkpoint_has_when_its_file_is_gone(settings: dict, tmp_path: Path) -> None:
     cfg = tiny_config()
     lift = LiFTPlus(32, 8, **settings)
     torch.nn.init.normal_(lift.outc.weight)
@@ -93,10 +98,16 @@ def test_a_trained_lift_is_what_the_checkpoint_says_when_its_file_is_gone(settin
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in lift.state_dict().items())
     after = predictor(image)["instances"]
     assert len(after) and torch.equal(after.pred_boxes.tensor, before.pred_boxes.tensor)
-    # whatever else the config says of it, it may not contradict
+    # the config may not contradict
     cfg.model.backbone.lift.name = "lift"
-    with pytest.raises(CheckpointError, match="stated name=lift, in the file name=lift_plus"):
+    with pytest.raises(CheckpointError, match="name=lift_plus"):
         load_model(cfg, output / "model_final.pth", "cpu")
+    # weights without LiFT's settings need the file
+    save_lift(lift, file)
+    cfg.model.backbone.lift.name = None
+    weights = torch.load(output / "model_final.pth", weights_only=True)["model"]
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
+    assert load_model(cfg, tmp_path / "model.safetensors", "cpu").backbone.lift.settings() == lift.settings()
 
 
 def test_a_trained_lift_of_a_yacs_config(tmp_path: Path) -> None:
@@ -113,68 +124,34 @@ def test_a_trained_lift_of_a_yacs_config(tmp_path: Path) -> None:
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_a_config_without_a_model_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="describes no model"):
-        load_model(config.load("common/data/coco_loader_lsj.py"), folder / "model_final.pth", "cpu")
-
-
-def test_checkpoints_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
-    cfg = tiny_config()
-    with pytest.raises(CheckpointError, match="There is no file of weights '.*absent.pth'"):
-        load_model(cfg, tmp_path / "absent.pth")
-    state = torch.load(folder / "model_final.pth")["model"]
-    part = {name: value for name, value in state.items() if not name.startswith("roi_heads.box")}
-    torch.save({"model": part}, tmp_path / "part.pth")
-    with pytest.raises(CheckpointError, match="roi_heads.box_"):
-        load_model(cfg, tmp_path / "part.pth", "cpu")
-    # where the config lets a checkpoint fill it in part, for a training to start from: a prediction needs it whole
-    cfg.model.allow_partial = ["roi_heads"]
-    with pytest.raises(CheckpointError, match=r"is not of the whole model: \d+ of \d+ parameters"):
-        load_model(cfg, tmp_path / "part.pth", "cpu")
-    cfg = tiny_config()
-    cfg.model.roi_heads.num_classes = 7
-    with pytest.raises(CheckpointError):
-        load_model(cfg, folder / "model_final.pth", "cpu")
-
-
 def test_plain_yacs_configs_of_detectron2(tmp_path: Path) -> None:
-    """Those to which nobody has added what lift_det reads."""
-    from detectron2 import model_zoo as detectron2_zoo
-
+    """Without add_lift_config."""
     cfg = get_cfg()
     cfg.merge_from_file(detectron2_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RESNETS.DEPTH = 18
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     cfg.MODEL.FPN.OUT_CHANNELS = 16
-    model = build_model(cfg)
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    loaded = load_model(cfg, tmp_path / "model.pth", "cpu")
-    assert type(loaded).__name__ == "RetinaNet"
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    assert type(load_model(cfg, tmp_path / "model.pth", "cpu")).__name__ == "RetinaNet"
 
 
-def test_a_checkpoint_that_does_not_say_its_lift_leaves_it_to_the_file(tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     cfg = tiny_config()
-    save_lift(LiFTPlus(32, 8), tmp_path / "lift.safetensors")
-    cfg.model.backbone.lift.checkpoint = str(tmp_path / "lift.safetensors")
-    output = write_output_folder(tmp_path / "output", cfg)
-    weights = torch.load(output / "model_final.pth", weights_only=True)["model"]
-    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
-    loaded = load_model(cfg, tmp_path / "model.safetensors", "cpu")
-    assert loaded.backbone.lift.settings() == LiFTPlus(32, 8).settings()
-
-
-class Guided(BilinearUpsample):
-    """An upsampler of somebody else, with a checkpoint of its own."""
-
-    def __init__(self, checkpoint: str = "") -> None:
-        super().__init__()
-        assert not checkpoint, "only its own files are for it"
-
-
-def test_other_upsamplers_are_built_without_their_weights(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="absent.pth"):
+        load_model(cfg, tmp_path / "absent.pth")
+    with pytest.raises(ValueError, match="dataloader"):
+        load_model(config.load("common/data/coco_loader_lsj.py"), folder / "model_final.pth", "cpu")
+    state = torch.load(folder / "model_final.pth")["model"]
+    part = {name: value for name, value in state.items() if not name.startswith("roi_heads.box")}
+    torch.save({"model": part}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match="roi_heads.box_"):
+        load_model(cfg, tmp_path / "part.pth", "cpu")
+    # a training may start from it with this, but a prediction needs all weights
+    cfg.model.ignore_mismatch = ["roi_heads"]
+    with pytest.raises(CheckpointError, match="roi_heads.box_"):
+        load_model(cfg, tmp_path / "part.pth", "cpu")
     cfg = tiny_config()
-    cfg.model.backbone.lift = LazyCall(Guided)()
-    output = write_output_folder(tmp_path / "output", cfg)
-    cfg.model.backbone.lift.checkpoint = "guided.pth"
-    assert isinstance(load_model(cfg, output / "model_final.pth", "cpu").backbone.lift, Guided)
+    cfg.model.roi_heads.num_classes = 7
+    with pytest.raises(CheckpointError):
+        load_model(cfg, folder / "model_final.pth", "cpu")

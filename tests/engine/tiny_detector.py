@@ -1,4 +1,4 @@
-"""A Mask R-CNN with LiFT that answers in a blink, and the output folder that its training would leave."""
+"""A tiny Mask R-CNN with LiFT, and the output folder of its training."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def tiny_config(test_size: int = IMAGE_SIZE) -> DictConfig:
 
 
 def write_output_folder(folder: Path, cfg: DictConfig | None = None) -> Path:
-    """``config.yaml`` and a checkpoint of a model that is untrained, but answers different images differently."""
+    """``config.yaml`` and a checkpoint of an untrained model whose predictions depend on the image."""
     cfg = cfg or tiny_config()
     folder.mkdir(parents=True)
     LazyConfig.save(cfg, str(folder / "config.yaml"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = instantiate(cfg.model)
-        with torch.no_grad():  # new heads say nearly the same of everything
+        with torch.no_grad():  # the scores of new heads are nearly equal
             model.roi_heads.box_predictor.cls_score.weight.mul_(30)
             model.roi_heads.box_predictor.bbox_pred.weight.mul_(300)
             model.roi_heads.mask_head.predictor.weight.mul_(1000)

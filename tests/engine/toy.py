@@ -1,4 +1,4 @@
-"""A training that takes no time: one number learns to be another."""
+"""A training of one weight."""
 
 import torch
 from detectron2.config import LazyCall as L
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Toy(nn.Module):
-    """One weight, and the mean squared distance of weight · x from y over the images."""
+    """Mean squared difference of weight · x and y over the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Toy(nn.Module):
 
 
 class Score(DatasetEvaluator):
-    """The weight that was evaluated, and what is listed for the iteration."""
+    """The evaluated weight, and the score listed for the iteration."""
 
     def __init__(self, scores=None):
         self.scores = scores or {}
@@ -44,7 +44,7 @@ def images(number, y=1.0):
 
 
 def batches(bad_iteration=None):
-    """Of four images, endlessly; in one batch there is no telling what the third is."""
+    """Endless batches of four images; the target of the third image in batch ``bad_iteration`` is NaN."""
     iteration = 0
     while True:
         batch = images(4, y=1.0 + iteration % 3)

@@ -1,4 +1,4 @@
-"""For test_trainer.py: the toy on two processes with gloo, each with half of every batch, computed in two parts."""
+"""For test_trainer.py: the toy on two processes, each with half of every batch, computed in two parts."""
 
 import json
 import sys
@@ -37,10 +37,10 @@ def _train(report: Path, bad_iteration: int | None = None) -> None:
 
 
 def main(folder: str) -> None:
-    """Trains, and trains again until the second process meets what it cannot."""
+    """Trains, then trains until the loss of the second process is NaN."""
     _train(Path(folder, "trained.json"))
     _train(Path(folder, "failed.json"), bad_iteration=2)
 
 
 if __name__ == "__main__":
-    launch(main, 2, args=(sys.argv[1],))
+    launch(main, 2, dist_url="auto", args=(sys.argv[1],))

@@ -1,4 +1,4 @@
-"""Masks and boxes to paste, and what detectron2 and pycocotools make of them."""
+"""Masks and boxes to paste, and the results of detectron2 and pycocotools."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from torch.nn import functional as F
 
 
 class Case(NamedTuple):
-    """masks (N, M, M), boxes (N, 4), image height and width, threshold."""
-
-    masks: Tensor
-    boxes: Tensor
+    masks: Tensor  # (N, M, M)
+    boxes: Tensor  # (N, 4)
     image_shape: tuple[int, int]
     threshold: float
 
 
 def expected_paste(case: Case) -> Tensor:
-    """detectron2's paste, mask by mask: for a box outside of the image its arange raises, and nothing is pasted."""
+    """detectron2's paste, mask by mask, because it raises for boxes outside of the image."""
     pasted = torch.zeros(len(case.masks), *case.image_shape, dtype=torch.bool)
     height, width = case.image_shape
     for mask, box, out in zip(case.masks, case.boxes, pasted, strict=True):
@@ -40,58 +38,52 @@ def expected_rles(pasted: Tensor) -> list[dict[str, Any]]:
 
 
 def smooth_masks(number: int, size: int, gain: float, generator: torch.Generator) -> Tensor:
-    """Blurred noise through a sigmoid: with a high gain nearly binary."""
+    """Blurred noise through a sigmoid; nearly binary for a high gain."""
     noise = torch.rand(number, 1, size + 8, size + 8, generator=generator)
     return ((F.avg_pool2d(noise, 9, 1)[:, 0] - 0.5) * gain).sigmoid()
 
 
 def rounding_decides(case: Case) -> bool:
-    """Whether many samples are at the threshold, where float32 in another order gives other bits."""
+    """Whether many samples are at the threshold, where another order of float32 operations gives other bits."""
     return case.threshold == 0 or float(((case.masks - case.threshold).abs() < 1e-3).float().mean()) > 0.05
 
 
 def random_cases(number: int, seed: int = 0) -> Iterator[Case]:
-    """Cases that have ``number`` masks together: many sizes, thresholds, kinds of masks and of degenerate boxes."""
+    """``number`` masks in cases of many sizes, thresholds, kinds of masks and degenerate boxes."""
     generator = torch.Generator().manual_seed(seed)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
     shapes = [(77, 101), (200, 151), (33, 501), (64, 64), (1, 1), (301, 1), (1, 97)]
-    index = 0
-    while number > 0:
-        n = min(number, 16)
-        number -= n
+    for index in range(-(-number // 16)):
+        n = min(16, number - 16 * index)
         size = (28, 14, 28, 7, 28, 56, 2, 28, 1)[index % 9]
         shape = shapes[index % len(shapes)]
         masks = (
-            uniform(n, size, size),
+            torch.rand(n, size, size, generator=generator),
             smooth_masks(n, size, 20, generator),
             smooth_masks(n, size, 100, generator),
-            smooth_masks(n, size, 0.01, generator),  # all near 0.5, as an untrained head gives them
+            smooth_masks(n, size, 0.01, generator),  # near 0.5, as from an untrained head
             (smooth_masks(n, size, 20, generator) > 0.5).float(),
             torch.full((n, size, size), 0.5),
             torch.ones(n, size, size),
         )[int(torch.randint(7, (1,), generator=generator))]
         sides = torch.tensor([shape[1], shape[0]])
-        extent = uniform(n, 2) * sides * (0.1, 1.0, 3.0)[index % 3] + uniform(n, 2) * 10
-        centre = uniform(n, 2) * sides * 1.4 - sides * 0.2
+        extent, shift, centre = torch.rand(3, n, 2, generator=generator)
+        extent = extent * sides * (0.1, 1.0, 3.0)[index % 3] + shift * 10
+        centre = centre * sides * 1.4 - sides * 0.2
         boxes = torch.cat([centre - extent / 2, centre + extent / 2], dim=1)
         kind = index % 5
         if kind == 0:  # whole numbers
             boxes = boxes.round()
         elif kind == 1:  # without area
             boxes[::3, 2], boxes[1::3, 3] = boxes[::3, 0], boxes[1::3, 1]
-            boxes[::4] = boxes[::4].round() + 0.5  # a pixel's centre on its sides
+            boxes[::4] = boxes[::4].round() + 0.5  # sides on pixel centres
         elif kind == 2:  # one pixel
             boxes[::2, 2:] = boxes[::2, :2] + 1
             boxes[::4] = boxes[::4].round()
-        elif kind == 3:  # clipped to the image, as detectron2 has them
+        elif kind == 3:  # clipped to the image, as in detectron2
             boxes[:, 0::2].clamp_(0, shape[1])
             boxes[:, 1::2].clamp_(0, shape[0])
-        else:  # huge
+        else:  # huge, and the whole image
             boxes[::2] = (boxes[::2] - 30) * 1000
             boxes[1::4] = torch.tensor([0.0, 0.0, shape[1], shape[0]])
         threshold = (0.5, 0.5, 0.3, 0.7, 0.0, 1.0)[int(torch.randint(6, (1,), generator=generator))]
         yield Case(masks, boxes, shape, threshold)
-        index += 1

@@ -1,4 +1,4 @@
-"""Weights and inputs by formula, so that a test can hold values that another program computed from the same ones."""
+"""Weights and inputs by formula, to compare with values that another program has computed from them."""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def fill_deterministically(module: nn.Module) -> None:
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Draws every parameter: biases and class tokens start at 0, LayerScale at 1e-5, which hides mistakes."""
+    """Draws every parameter; biases and class tokens of 0 and LayerScale of 1e-5 would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

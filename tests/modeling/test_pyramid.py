@@ -8,12 +8,12 @@ from detectron2.structures import ImageList
 from torch import nn
 from torch.testing import assert_close
 
-from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, ViT
+from lift_det import LiFT, LiFTFeaturePyramid, ViT
 from lift_det.modeling import FeatureUpsampler
 
 
 class Patches(Backbone):
-    """A ViT without blocks: as quick as can be."""
+    """A ViT without blocks."""
 
     def __init__(self, patch_size: int = 16, channels: int = 32):
         super().__init__()
@@ -65,13 +65,7 @@ def test_without_lift_it_is_upstreams(strides, norm):
     assert isinstance(ours, SimpleFeaturePyramid)
 
 
-def test_no_norm_at_a_factor_of_four():
-    assert (
-        _pyramid(lift=None, norm="", level_strides=(4, 8, 16)).eval()(torch.randn(1, 3, 64, 64))["p2"].shape[-1] == 16
-    )
-
-
-def test_same_seed_makes_the_same_pyramid_as_upstream():
+def test_initialisation_is_upstreams():
     arguments = dict(in_feature="last_feat", out_channels=8)
     torch.manual_seed(3)
     upstream = SimpleFeaturePyramid(Patches(), **arguments, scale_factors=(4.0, 2.0, 1.0, 0.5))
@@ -107,34 +101,24 @@ def test_rectangles():
     assert [tuple(v.shape[-2:]) for v in out.values()] == [(16, 40), (8, 20), (4, 10), (2, 5)]
 
 
-def test_bilinear_and_fresh_lift_agree_and_are_one_line_apart():
-    torch.manual_seed(0)
-    lifted = _pyramid().eval()
-    bilinear = _pyramid(lift=BilinearUpsample()).eval()
-    bilinear.load_state_dict({k: v for k, v in lifted.state_dict().items() if not k.startswith("lift.")})
-    x = torch.randn(1, 3, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(lifted(x).values(), bilinear(x).values(), strict=True))
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"patch_size": 14}, "14/16"),
-        ({"input_scale": 0.75}, "power of two"),
-        ({"level_strides": (4, 8, 32)}, "twice the one before"),
-        ({"level_strides": (6, 12)}, "power of two"),
+        ({"input_scale": 0.75}, "0.75"),
+        ({"level_strides": (4, 8, 32)}, "4, 8, 32"),
+        ({"level_strides": (6, 12)}, "6, 12"),
         ({"level_strides": ()}, "level_strides"),
         ({"level_strides": (4, 8, 16), "top_block": LastLevelMaxPool()}, "'p5'"),
-        ({"square_pad": 1000}, "multiple of 32"),
+        ({"square_pad": 1000}, "square_pad=1000.* 32"),
         ({"steps": 0}, "steps=0"),
         ({"steps": 1.5}, "steps=1.5"),
         ({"input_scale": 0}, "input_scale=0"),
-        ({"lift": LiFT(32, 8)}, "the ViT has 32 and 16"),
-        ({"lift": LiFT(64, 16)}, "64 channels.*the ViT has 32"),
-        ({"lift": nn.Identity()}, "lift is a Identity; expected a lift_det.modeling.FeatureUpsampler"),
+        ({"lift": LiFT(32, 8)}, "32 and 16"),
+        ({"lift": nn.Identity()}, "Identity.*FeatureUpsampler"),
     ],
 )
-def test_impossible_pyramids_are_refused(kwargs, message):
+def test_impossible_pyramids(kwargs, message):
     with pytest.raises(ValueError, match=message):
         _pyramid(**kwargs)
 
@@ -164,13 +148,10 @@ def test_square_padding_and_larger_images():
     assert _pad(pyramid, (50, 40), (64, 64)).shape[-2:] == (64, 64)
     assert pyramid(_pad(pyramid, (50, 40)))["p2"].shape[-2:] == (16, 16)
     for sizes in ([(65, 40)], [(50, 40), (40, 65)]):  # upstream crops the first and raises on the second
-        with pytest.raises(ValueError, match="larger than square_pad=64"):
+        with pytest.raises(ValueError, match="square_pad=64"):
             pyramid(_pad(pyramid, *sizes))
-
-
-def test_unpadded_batch_is_refused():
-    with pytest.raises(ValueError, match="multiples of 32"):
-        _pyramid()(torch.randn(1, 3, 64, 48))
+    with pytest.raises(ValueError, match="64×48.* 32"):
+        pyramid(torch.randn(1, 3, 64, 48))
 
 
 @pytest.mark.parametrize("freeze_net", [True, False])
@@ -202,22 +183,11 @@ def test_frozen_lift_passes_gradients_to_the_vit():
     assert pyramid.net.proj.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_fast_in_half_precision(dtype):
-    torch.manual_seed(0)
-    pyramid = _pyramid(input_scale=0.5).eval()
-    x = torch.randn(1, 3, 64, 64)
-    expected = pyramid(x)["p2"]
-    got = pyramid.to(dtype)(x.to(dtype))["p2"]
-    assert got.dtype == dtype
-    assert (got.float() - expected).abs().max() < 0.1 * expected.abs().max()
-
-
-def test_an_upsampler_has_to_follow_output_size():
+def test_upsamplers_have_to_follow_output_size():
     class Doubles(FeatureUpsampler):
         def forward(self, images, features, output_size=None):
             return nn.functional.interpolate(features, scale_factor=2)
 
     assert _pyramid(lift=Doubles())(torch.randn(1, 3, 64, 64))["p2"].shape[-1] == 16
-    with pytest.raises(ValueError, match="asked for a map of 8×8 and gave one of 4×4"):
+    with pytest.raises(ValueError, match="8×8.*4×4"):
         _pyramid(lift=Doubles(), steps=2, input_scale=0.5)(torch.randn(1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""Names and shapes in state dicts, as they were before November 2026: released checkpoints depend on them."""
+"""Names and shapes in state dicts, on which released checkpoints depend."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from detectron2.config import instantiate
 from lift_det import LiFT, LiFTPlus, model_zoo
 
 KEYS = json.loads((Path(__file__).parent / "state_dict_keys.json").read_text())
-BARE = dict(pool=0, normalize=False, keep_length=False)
+BARE = dict(attention_kernel=0, standardize=False, preserve_norm=False)
 LIFTS = {
     "paper8": (LiFT, 8, dict(residual=False)),
     "residual14": (LiFT, 14, {}),
     "plus14": (LiFTPlus, 14, {}),
     "trunk8": (LiFTPlus, 8, BARE),
-    "pool514": (LiFTPlus, 14, {**BARE, "network": "paper", "pool": 5}),
+    "pool514": (LiFTPlus, 14, {**BARE, "network": "paper", "attention_kernel": 5}),
 }
 
 

@@ -10,9 +10,9 @@ image_size = 1024
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 for _split in (dataloader.train, dataloader.test):
-    _split.dataset._target_ = get_dataset_dicts  # detectron2's, with errors that say what to do
+    _split.dataset._target_ = get_dataset_dicts  # detectron2's, with clearer errors
     _split.mapper._target_ = DatasetMapper
-dataloader.evaluator._target_ = COCOEvaluator  # detectron2's, with a quick library behind it
+dataloader.evaluator._target_ = COCOEvaluator  # detectron2's, faster, and reads masks as RLE
 
 dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=True),

@@ -1,12 +1,14 @@
-# ViTDet's Mask R-CNN as detectron2's model zoo has it, in lift_det's classes: same keys, same outputs.
+# ViTDet's Mask R-CNN of detectron2's model zoo with lift_det's classes: the same state dict and the same detections.
 from detectron2 import model_zoo
 
 from lift_det.modeling import GeneralizedRCNN, LiFTFeaturePyramid, ViT
 
 model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
 model._target_ = GeneralizedRCNN
-model.allow_partial = []
-model.mask_format = "bitmask"  # "rle": a tenth of the time, where the evaluator or another reader takes RLE
+model.ignore_mismatch = []
+# Masks as COCO's RLE (pred_masks_rle), in a tenth of the time. lift_det's evaluators read them; for detectron2's and
+# other readers of pred_masks use "bitmask". lift_det.Predictor and load_model always give pred_masks.
+model.mask_format = "rle"
 model.backbone._target_ = LiFTFeaturePyramid
 model.backbone.net._target_ = ViT
 model.backbone.lift = None

@@ -1,4 +1,4 @@
-"""Where in the image a mask is sampled, and at which coordinates: detectron2's own conventions."""
+"""Sampled regions and sampling coordinates of pasted masks, as in detectron2."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ from torch import Tensor
 
 
 def sampled_regions(boxes: Tensor, image_shape: tuple[int, int], size: int, threshold: float) -> Tensor:
-    """The part of the image outside of which a pasted mask is False whatever its values are.
+    """Returns the part of the image outside of which a pasted mask is False.
 
-    detectron2 samples a mask on the CPU only within a pixel of its box, and on a GPU in the whole image. The difference
-    shows: past its box a mask falls to zero over half a cell, which may be more than a pixel. Both are kept.
+    On the CPU, detectron2 samples a mask within one pixel of its box; on a GPU it samples the whole image, where a mask
+    falls to zero over half a cell outside of its box. The results differ, and this function follows both.
 
     Args:
         boxes: (N, 4), x0, y0, x1, y1 in pixels of the image.
-        image_shape: height and width.
-        size: the side M of the masks.
-        threshold: as for pasting.
+        image_shape: height and width in pixels.
+        size: side M of the masks in cells.
+        threshold: as for :func:`lift_det.layers.paste_masks`.
 
     Returns:
-        (N, 4) int64: x0, y0 (included) and x1, y1 (excluded), 0 ≤ x0 ≤ x1 ≤ width, and likewise for y.
+        (N, 4) int64: x0, y0 (inclusive) and x1, y1 (exclusive), inside of the image, with x0 <= x1 and y0 <= y1.
     """
     height, width = image_shape
     corner = torch.tensor([width, height], device=boxes.device)
     low, high = boxes[:, :2], boxes[:, 2:]
     if boxes.device.type != "cpu":
-        if threshold <= 0:  # zeros count as inside then
+        if threshold <= 0:  # zeros are inside of the mask
             return torch.cat([torch.zeros_like(corner), corner]).expand(len(boxes), 4)
         half_cell = (high - low).abs() / (2 * size)
         low, high = torch.minimum(low, high) - half_cell, torch.maximum(low, high) + half_cell
-    # Clamped before they become integers, because a box can be larger than those.
+    # Clamped before the conversion to integers, because a box can exceed their range.
     low = torch.minimum((low.floor() - 1).clamp(min=0).double(), corner)
     high = torch.maximum(torch.minimum((high.ceil() + 1).double(), corner), low)
     return torch.cat([low, high], dim=1).long()
 
 
 def grid_coordinates(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """What :func:`torch.nn.functional.grid_sample` is given for pixels: a box spans -1 to 1, pixels have their centres
-    at halves. Rounded as detectron2 rounds it, so each operation stays as it is.
+    """Converts pixel indices to coordinates for ``grid_sample``, with the roundings of detectron2.
 
     Args:
         pixels: indices along one axis, of any shape.
-        low, high: the box's sides along that axis, of a shape that broadcasts with ``pixels``.
+        low, high: the box's sides along that axis, broadcastable to ``pixels``; -1 and 1 in the result.
     """
     return (pixels.to(torch.float32) + 0.5 - low) / (high - low) * 2 - 1

@@ -1,12 +1,11 @@
-"""Pasting and encoding on a GPU: kernels that sample and threshold the pixels and keep only bits, or where they change.
+"""The Triton backend of mask pasting.
 
-Samples are computed as :func:`torch.nn.functional.grid_sample` does it, in float32, but products and sums are not fused
-where it may fuse them: a pixel whose value comes within rounding of the threshold may differ from detectron2's.
+Samples are computed in float32 as by :func:`torch.nn.functional.grid_sample`, except that products and sums are never
+fused. Pixels within rounding of the threshold may therefore differ from detectron2's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,18 +16,16 @@ from torch import Tensor
 from .geometry import sampled_regions
 from .rle import encode
 
-# Columns and rows of the image that a program looks at at a time.
+# Columns and rows of the image that a program processes at a time.
 _COLUMNS, _ROWS = 32, 32
-_WARPS = 4
-# Changes are counted by one program and found by another, and each looks at a pixel twice: all have to see the same, so
-# nothing is left to how the compiler fuses products and sums.
-_LAUNCH = dict(COLUMNS=_COLUMNS, ROWS=_ROWS, num_warps=_WARPS, enable_fp_fusion=False)
+# Without fusion, because one launch counts changes and another finds them: both have to compute the same values.
+_LAUNCH = dict(COLUMNS=_COLUMNS, ROWS=_ROWS, num_warps=4, enable_fp_fusion=False)
 
 
 @triton.jit
 def _place(pixel, low, high, size):
-    """Pixels of the image, int32, in cells of the mask: 0 is the first one's centre. Pixels far from the box, and all
-    of a box without extent, come to lie outside of the mask."""
+    """Converts image pixels to mask cells, where 0 is the first cell's centre. Pixels far from the box, and all pixels
+    of a box without area, become cells outside of the mask."""
     place = tl.div_rn(pixel.to(tl.float32) + 0.5 - low, high - low) * 2 - 1
     place = ((place + 1) * size - 1) * 0.5
     place = tl.where(place == place, place, -2.0)
@@ -37,14 +34,14 @@ def _place(pixel, low, high, size):
 
 @triton.jit
 def _cell(mask_ptr, x, y, size):
-    """Values of the mask, zero outside of it."""
+    """Values of the mask, zero outside."""
     inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
     return tl.load(mask_ptr + y * size + x, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _bits(mask_ptr, box_ptr, x, y, left, top, right, bottom, size, threshold):
-    """Whether pixels (x, y) of the image are in the pasted mask; they are not outside of the region."""
+    """Whether image pixels (x, y) are in the pasted mask; False outside of the region."""
     px = _place(x, tl.load(box_ptr).to(tl.float32), tl.load(box_ptr + 2).to(tl.float32), size)
     py = _place(y, tl.load(box_ptr + 1).to(tl.float32), tl.load(box_ptr + 3).to(tl.float32), size)
     fx, fy = tl.floor(px), tl.floor(py)
@@ -62,7 +59,7 @@ def _paste_kernel(
     masks_ptr, boxes_ptr, regions_ptr, out_ptr, size, height, width, threshold,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Programs (columns, rows, mask) of a uint8 (N, H, W) image that is zero before."""
+    """Writes masks into a zeroed uint8 (N, H, W). Programs: (columns, rows, mask)."""
     n = tl.program_id(2).to(tl.int64)
     left, top = tl.load(regions_ptr + n * 4), tl.load(regions_ptr + n * 4 + 1)
     right, bottom = tl.load(regions_ptr + n * 4 + 2), tl.load(regions_ptr + n * 4 + 3)
@@ -80,11 +77,10 @@ def _changes_kernel(
     masks_ptr, boxes_ptr, regions_ptr, ends_ptr, out_ptr, size, height, width, threshold,
     WRITE: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Programs (columns, mask) which find, column by column, the pixels unlike the one before them.
+    """Finds the pixels that differ from the previous one in column order. Programs: (columns, mask).
 
-    The pixel before a column's first is the last of the column to its left. With ``WRITE`` false, counts them into
-    ``ends`` (N, W). With ``WRITE`` true, ``ends`` holds those counts summed up over all that come before and the
-    column's own, and the positions, n * (H * W + 1) + x * H + y, go into ``out``, ending there.
+    If not ``WRITE``, stores the number of changes of each column in ``ends`` (N, W). If ``WRITE``, ``ends`` holds the
+    cumulative sum of those numbers, and positions n * (H * W + 1) + x * H + y are written to ``out`` up to there.
     """
     n = tl.program_id(1).to(tl.int64)
     left, top = tl.load(regions_ptr + n * 4), tl.load(regions_ptr + n * 4 + 1)
@@ -93,11 +89,11 @@ def _changes_kernel(
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     ends = ends_ptr + n * width + columns
     count = tl.zeros([COLUMNS], dtype=tl.int64)
-    if WRITE:  # from the end of the column before; the very first one starts at zero
+    if WRITE:  # starts at the previous column's end
         first = (n == 0) & (columns == 0)
         count = tl.load(ends - 1, mask=(columns < width) & (first == 0), other=0)
-    # One column more than the region, and one row, because there it ends; and the image's first row, where a column
-    # ends that reaches the image's last. It stands for the row above the region.
+    # Includes the column and the row after the region, where its last runs end. The row above the region is replaced by
+    # the image's first row, where a run ends that reaches the end of the previous column.
     if (tl.program_id(0) * COLUMNS <= right) & (tl.program_id(0) * COLUMNS + COLUMNS > left) & (top < bottom):
         x = columns[:, None]
         for y_start in range(tl.maximum(top - 1, 0), bottom + 1, ROWS):
@@ -118,13 +114,13 @@ def _changes_kernel(
 
 
 def unmet_condition(masks: Tensor, threshold: float) -> str:
-    """Why these kernels do not take the arguments, or an empty string."""
+    """Returns why the kernels cannot take these arguments, or an empty string."""
     if masks.device.type != "cuda" and isinstance(_paste_kernel, triton.JITFunction):
-        return f"needs tensors on a CUDA device; these are on {masks.device}"
+        return f"needs CUDA tensors, got tensors on {masks.device}"
     if masks.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"takes masks of float32, float16 or bfloat16, not {masks.dtype}"
+        return f"needs float32, float16 or bfloat16 masks, got {masks.dtype}"
     if threshold < 0:
-        return f"needs a threshold of 0 or more, not {threshold}"
+        return f"needs a threshold of 0 or more, got {threshold}"
     return ""
 
 
@@ -145,8 +141,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_shape: tuple[int, int], thre
 
 
 def mask_to_rle(masks: Tensor, boxes: Tensor, image_shape: tuple[int, int], threshold: float) -> list[dict[str, Any]]:
-    """See :func:`lift_det.layers.mask_to_rle`. Counts the changes, makes room for them, and finds them again: what
-    leaves the GPU is the strings."""
+    """See :func:`lift_det.layers.mask_to_rle`. One launch counts the changes, a second one writes their positions."""
     height, width = image_shape
     number = len(masks)
     regions = sampled_regions(boxes, image_shape, masks.shape[-1], threshold).int()
@@ -162,17 +157,3 @@ def mask_to_rle(masks: Tensor, boxes: Tensor, image_shape: tuple[int, int], thre
             changes = counts.new_empty(int(ends[-1]))
             _changes_kernel[grid](masks, boxes, regions, ends, changes, *sizes, WRITE=True, **_LAUNCH)
     return encode(changes, number, image_shape)
-
-
-def compilation_specs() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
-    """What tools/compile_kernels.py compiles: each kernel for each type of masks, as it is launched for 28 × 28."""
-    tile = {"COLUMNS": _COLUMNS, "ROWS": _ROWS}
-    sizes = {"size": "i32", "height": "i32", "width": "i32", "threshold": "fp32"}
-    for dtype in ("fp32", "fp16", "bf16"):
-        inputs = {"masks_ptr": f"*{dtype}:16", "boxes_ptr": "*fp32:16", "regions_ptr": "*i32:16"}
-        signature = {**inputs, "out_ptr": "*u8:16", **sizes}
-        yield f"mask paste, {dtype}", _paste_kernel, signature, tile, _WARPS, 3
-        signature = {**inputs, "ends_ptr": "*i64:16", "out_ptr": "*i64:16", **sizes}
-        for write in (False, True):
-            name = f"mask changes, {'found' if write else 'counted'}, {dtype}"
-            yield name, _changes_kernel, signature, {"WRITE": write, **tile}, _WARPS, 3

@@ -1,4 +1,4 @@
-"""Attention with decomposed relative positions, as ViTDet's ViT has it, without its matrix of all scores."""
+"""Attention with decomposed relative positions, as in ViTDet, without a matrix of all scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..availability import has_triton
 from . import reference, sdpa
-from .bias import bias_terms, relative_vectors
+from .bias import relative_vectors
 
 IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
 
@@ -25,65 +25,63 @@ def rel_pos_attention(
     scale: float,
     implementation: str = "auto",
 ) -> Tensor:
-    """Multi-head attention on a grid, its scores biased by how far query and key lie apart in rows and in columns.
+    """Multi-head attention on a grid, with scores biased by the distance of query and key in rows and in columns.
 
-    The score of a query and a key is ``scale · q·k + q·rel_pos_h[Δrow] + q·rel_pos_w[Δcolumn]``, the decomposed
-    relative positions of MViTv2 (arXiv 2112.01526, section 4.1), which ViTDet takes over. Differentiable in the first
-    five arguments. Under autocast q, k and v are cast as :func:`torch.nn.functional.scaled_dot_product_attention`
-    casts them.
+    The score is ``scale · q·k + q·rel_pos_h[Δrow] + q·rel_pos_w[Δcolumn]``: the decomposed relative positions of MViTv2
+    (arXiv 2112.01526, section 4.1), which ViTDet uses. Differentiable in the first five arguments. Under autocast, q, k
+    and v are cast as by :func:`torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
-        q: (B, heads, q_h · q_w, d), not scaled; rows of the grid one after the other. Any strides.
+        q: (B, heads, q_h · q_w, d), row by row, not scaled. Any strides.
         k: (B, heads, k_h · k_w, d).
-        v: as k.
-        rel_pos_h: (L, d), a vector for each distance between rows, from -(L - 1) / 2 to (L - 1) / 2; interpolated if
-            the grid asks for another length than L.
+        v: (B, heads, k_h · k_w, d).
+        rel_pos_h: (L, d), one vector for each distance between rows, from -(L - 1) / 2 to (L - 1) / 2; interpolated if
+            the grid needs another length.
         rel_pos_w: the same for columns.
         q_size: (q_h, q_w).
         k_size: (k_h, k_w).
         scale: usually d**-0.5.
-        implementation: ``"reference"`` builds all scores; ``"sdpa"`` runs on any device over torch's own fused
-            attention; ``"triton"`` is a kernel for NVIDIA GPUs. ``"auto"``: triton for CUDA tensors in fp16, bf16 or
-            fp32 where Triton is installed, else sdpa.
+        implementation: ``"reference"`` builds all scores; ``"sdpa"`` uses torch's fused attention on any device;
+            ``"triton"`` is a kernel for CUDA tensors. ``"auto"`` is ``"triton"`` where it can run and ``"sdpa"``
+            elsewhere.
 
     Returns:
         (B, heads, q_h · q_w, d)
 
     Raises:
-        ValueError: shapes or dtypes that do not belong together, or another implementation's name.
-        RuntimeError: an implementation asked for by its name that cannot run here, and why.
+        ValueError: shapes, dtypes or devices do not match, or the implementation is unknown.
+        RuntimeError: the requested implementation cannot run with these arguments.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is '{implementation}'; it can be one of {', '.join(IMPLEMENTATIONS)}.")
     _check(q, k, v, rel_pos_h, rel_pos_w, q_size, k_size)
     device = q.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    name = _choose(q) if implementation == "auto" else implementation
+    backend = _backend(implementation, q)
     rows = relative_vectors(rel_pos_h, q_size[0], k_size[0]).to(q.dtype)
     columns = relative_vectors(rel_pos_w, q_size[1], k_size[1]).to(q.dtype)
-    if name == "triton":
-        return _triton_kernels().attention(q, k, v, *bias_terms(q, rows, columns), k_size, scale)
-    backend = reference if name == "reference" else sdpa
     return backend.attention(q, k, v, rows, columns, scale)
 
 
-def _choose(q: Tensor) -> str:
-    """The rule of "auto"; docs/speed.md has the measurements behind it."""
-    kernel_fits = q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] in range(8, 129, 8)
-    return "triton" if q.device.type == "cuda" and kernel_fits and has_triton() else "sdpa"
-
-
-def _triton_kernels() -> ModuleType:
+def _backend(name: str, q: Tensor) -> ModuleType:
+    """docs/speed.md has the measurements behind "auto"."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{name}'.")
+    if name == "reference":
+        return reference
+    if name == "sdpa" or (name == "auto" and not (q.is_cuda and has_triton())):
+        return sdpa
     if not has_triton():
         raise RuntimeError(
-            "implementation='triton' needs the package triton, which is not installed: pip install triton "
-            "(torch's builds for CUDA bring it), or implementation='sdpa'."
+            "implementation='triton' needs the package triton, which is not installed: pip install triton, or use "
+            "implementation='sdpa'."
         )
     from . import triton  # imports the package
 
-    return triton
+    problem = triton.unmet_condition(q)
+    if problem and name == "triton":
+        raise RuntimeError(f"implementation='triton' {problem}.")
+    return sdpa if problem else triton
 
 
 def _check(
@@ -96,21 +94,18 @@ def _check(
     k_size: tuple[int, int],
 ) -> None:
     batch, heads, _, width = q.shape if q.dim() == 4 else (0, 0, 0, 0)
-    expected = (
-        (batch, heads, q_size[0] * q_size[1], width),
-        (batch, heads, k_size[0] * k_size[1], width),
-    )
-    if tuple(q.shape) != expected[0] or tuple(k.shape) != expected[1] or k.shape != v.shape:
+    q_shape = (batch, heads, q_size[0] * q_size[1], width)
+    k_shape = (batch, heads, k_size[0] * k_size[1], width)
+    if q.shape != q_shape or k.shape != k_shape or v.shape != k_shape:
         raise ValueError(
-            f"Queries on a grid of {q_size[0]}×{q_size[1]} and keys on one of {k_size[0]}×{k_size[1]} are (B, heads, "
-            f"{q_size[0] * q_size[1]}, d) and (B, heads, {k_size[0] * k_size[1]}, d); got q {tuple(q.shape)}, "
-            f"k {tuple(k.shape)}, v {tuple(v.shape)}."
+            f"q must be (B, heads, {q_shape[2]}, d), k and v (B, heads, {k_shape[2]}, d) for grids of {q_size} and "
+            f"{k_size}, got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
     for table in (rel_pos_h, rel_pos_w):
         if table.dim() != 2 or table.shape[1] != width:
-            raise ValueError(
-                f"A table of relative positions is (L, {width}) for heads of {width} channels; "
-                f"got {tuple(table.shape)}."
-            )
-    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
-        raise ValueError(f"q, k and v have one floating dtype; got {q.dtype}, {k.dtype} and {v.dtype}.")
+            raise ValueError(f"Tables of relative positions must be (L, {width}), got {tuple(table.shape)}.")
+    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point() and q.device == k.device == v.device):
+        raise ValueError(
+            "q, k and v must have the same floating-point dtype and device, got "
+            + ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        )

@@ -1,4 +1,4 @@
-"""The two terms of the bias, from the queries and the tables of relative positions."""
+"""Bias terms from queries and relative positions, and the output's memory layout."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def relative_vectors(rel_pos: Tensor, q_length: int, k_length: int) -> Tensor:
-    """The vector for each pair of positions along one axis, from a table by distance.
+    """Looks up the vector of each pair of positions along one axis.
 
-    The shorter side is stretched to the longer, as in MViTv2 (Li et al., arXiv 2112.01526, section 4.1).
+    The shorter axis is stretched to the longer one, as in MViTv2 (arXiv 2112.01526, section 4.1).
 
     Args:
-        rel_pos: (L, d); interpolated linearly if it is not ``2 · max(q_length, k_length) - 1`` long.
-        q_length: positions of queries.
-        k_length: positions of keys.
+        rel_pos: (L, d), by distance; interpolated linearly unless L is ``2 · max(q_length, k_length) - 1``.
+        q_length: number of query positions.
+        k_length: number of key positions.
 
     Returns:
         (q_length, k_length, d)
@@ -32,11 +32,11 @@ def relative_vectors(rel_pos: Tensor, q_length: int, k_length: int) -> Tensor:
 
 
 def bias_terms(q: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """What a query's score with any key of one grid row, and of one grid column, is raised by.
+    """Computes each query's bias for every row and for every column of the key grid.
 
     Args:
         q: (B, heads, q_h · q_w, d), not scaled.
-        rows: (q_h, k_h, d), of :func:`relative_vectors`.
+        rows: (q_h, k_h, d), from :func:`relative_vectors`.
         columns: (q_w, k_w, d).
 
     Returns:
@@ -51,7 +51,7 @@ def bias_terms(q: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor
 def bias_terms_backward(
     grad_rel_h: Tensor, grad_rel_w: Tensor, q: Tensor, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, rows and columns, for operators that do not leave :func:`bias_terms` to autograd."""
+    """Gradients of :func:`bias_terms` with respect to q, rows and columns."""
     size = rows.shape[0], columns.shape[0]
     grid, grad_rel_h, grad_rel_w = (x.unflatten(2, size) for x in (q, grad_rel_h, grad_rel_w))
     grad_grid = torch.einsum("bnhwk,hkd->bnhwd", grad_rel_h, rows) + torch.einsum(
@@ -65,3 +65,9 @@ def bias_terms_backward(
 def full_bias(rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """(…, Nq, k_h), (…, Nq, k_w) → (…, Nq, k_h · k_w)."""
     return (rel_h[..., :, None] + rel_w[..., None, :]).flatten(-2)
+
+
+def empty_token_major(like: Tensor) -> Tensor:
+    """An empty (B, heads, N, d) with the memory layout (B, N, heads, d), which the output projection reads."""
+    batch, heads, tokens, width = like.shape
+    return like.new_empty(batch, tokens, heads, width).transpose(1, 2)

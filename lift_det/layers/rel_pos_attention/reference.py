@@ -1,4 +1,4 @@
-"""The formula, read from top to bottom; builds all scores. What the fast backends are measured against."""
+"""The readable reference, which builds all scores."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from .bias import bias_terms, full_bias
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
-    """softmax(scale · q·k + q·rows[row of q, row of k] + q·columns[column of q, column of k]) · v.
+    """softmax(scale · q·k + q·rows[query row, key row] + q·columns[query column, key column]) · v.
 
     Args:
         q: (B, heads, q_h · q_w, d).
-        k: (B, heads, k_h · k_w, d).
-        v: as k.
-        rows: (q_h, k_h, d), of :func:`.bias.relative_vectors`, in q's dtype.
+        k, v: (B, heads, k_h · k_w, d).
+        rows: (q_h, k_h, d), from :func:`.bias.relative_vectors`, in q's dtype.
         columns: (q_w, k_w, d).
-        scale: of the products of q and k alone.
+        scale: of q·k alone.
 
     Returns:
         (B, heads, q_h · q_w, d)

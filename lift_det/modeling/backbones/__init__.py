@@ -1,4 +1,4 @@
-"""ViTs. A new kind is a file here with a subclass of PlainViT."""
+"""ViT backbones; subclass PlainViT to add another."""
 
 from .base import FACETS, PlainViT
 from .pretrained import NamedViT, find_vit

@@ -1,4 +1,4 @@
-"""detectron2's ViT under its own names, with fast attention and activation checkpointing that needs torch alone."""
+"""detectron2's ViT with faster attention and PyTorch's activation checkpointing."""
 
 from __future__ import annotations
 
@@ -14,45 +14,35 @@ from detectron2.modeling.backbone.vit import Block as _Block
 from detectron2.modeling.backbone.vit import ViT as _ViT
 from torch import Tensor, nn
 
-from lift_det.checkpoint import (
-    check_head_count,
-    convert_to_detectron2,
-    convert_vit,
-    load_strictly,
-    read_state_dict,
-)
+from lift_det.checkpoint import check_head_count, convert_vit, load_strictly, read_state_dict
 from lift_det.layers import rel_pos_attention
 
 from .base import PlainViT, project
 
 _REL_POS = re.compile(r".*\.rel_pos_[hw]$")
-# Tokens that the CPU takes through a block at a time, where they do not look at each other: their hidden layer of
-# 4 × 768 channels is then 24 MiB, which stays below the size (32 MiB) from which malloc asks for new pages each time.
+# Tokens per piece in a block on the CPU. The hidden layer of 4 × 768 channels is then 24 MiB; from 32 MiB malloc asks
+# for new pages each time.
 _CPU_TOKENS = 2048
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class ViT(PlainViT, _ViT):
-    """The ViT of ViTDet (Li et al., arXiv 2203.16527): detectron2's, with its arguments, state dict and outputs.
+    """ViTDet's ViT (Li et al., arXiv 2203.16527), with the arguments, state dict and outputs of detectron2's.
 
-    Attention goes through :func:`lift_det.layers.rel_pos_attention`, in windows too.
-    Upstream's ``use_act_checkpoint`` needs fairscale and renames the blocks' parameters; here it is torch's own
-    checkpointing, and the names stay.
+    Attention uses :func:`lift_det.layers.rel_pos_attention`. ``use_act_checkpoint`` uses PyTorch's checkpointing;
+    upstream's needs fairscale and renames the parameters.
     """
 
     def __init__(self, *args, use_act_checkpoint: bool = False, checkpoint: str | os.PathLike = "", **kwargs) -> None:
-        """Takes what :class:`detectron2.modeling.ViT` takes, and a file of weights.
-
+        """
         Args:
-            checkpoint: a local file with the weights of a plain ViT in any format that
-                :func:`lift_det.checkpoint.convert_vit` knows: MAE's, timm's, detectron2's, bare or in a detector, ….
-                Class token, last norm and heads are left out and reported. Relative positions that the file lacks keep
-                their initialisation. Positions have to be of ``pretrain_img_size``, from which detectron2's ViT
-                resizes them for each image (bicubically, without timm's antialiasing).
+            checkpoint: a file of weights in any format of :func:`lift_det.checkpoint.recognise_vit`. Class token, final
+                norm and heads are left out and reported. Relative positions keep their initialisation if the file has
+                none. Position embeddings have to be of ``pretrain_img_size``, and are resized for each batch.
+            args, kwargs: see :class:`detectron2.modeling.ViT`.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read or does not fit, or its ViT has what this one has not
-                (LayerScale, registers, …): lift_det.TimmViT takes those.
+            CheckpointError: the checkpoint cannot be read or does not fit.
         """
         super().__init__(*args, use_act_checkpoint=False, **kwargs)
         for block in self.blocks:
@@ -68,35 +58,16 @@ class ViT(PlainViT, _ViT):
 
     @property
     def description(self) -> str:
-        """The sizes that its checkpoints have to agree with."""
         return (
             f"detectron2 ViT(embed_dim={self.embed_dim}, depth={self.depth}, num_heads={self.num_heads}, "
             f"patch_size={self.patch_size})"
         )
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """
-        Args:
-            x: (N, 3, H, W), normalised; H and W multiples of the patch size.
-
-        Returns:
-            ``{out_feature: (N, embed_dim, H / patch_size, W / patch_size)}``, without a final norm.
-
-        Raises:
-            ValueError: sizes that are not whole patches.
-        """
-        return {self._out_features[0]: self.feature_map(x)}
-
     def feature_map(
-        self, x: Tensor, layer: int | None = None, facet: str = "token", norm: bool | None = None
+        self, x: Tensor, layer: int | None = None, facet: str = "token", final_norm: bool | None = None
     ) -> Tensor:
-        """See :meth:`PlainViT.feature_map`; there is no final norm."""
-        layer, norm = self.resolve(layer, facet, norm)
-        if x.shape[-2] % self.patch_size or x.shape[-1] % self.patch_size:
-            raise ValueError(
-                f"The ViT has patches of {self.patch_size} pixels: it cannot take an image of "
-                f"{x.shape[-2]}×{x.shape[-1]}. Pad it to a multiple (size_divisibility of the pyramid does)."
-            )
+        layer, final_norm = self.resolve(layer, facet, final_norm)
+        self.grid_size(x)  # checks the size
         x = self.patch_embed(x)  # (N, h, w, C)
         if self.pos_embed is not None:
             x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, (x.shape[1], x.shape[2]))
@@ -112,41 +83,44 @@ class ViT(PlainViT, _ViT):
 
     @property
     def transformer_blocks(self) -> nn.ModuleList:
-        """The transformer blocks."""
         return self.blocks
 
     @property
     def largest_window(self) -> int:
-        """See :attr:`PlainViT.largest_window`."""
         return max((block.window_size for block in self.blocks), default=0)
 
     def _load(self, path: str | os.PathLike) -> None:
         state, report = convert_vit(read_state_dict(path)[0])
         check_head_count(report.format, self.embed_dim, self.num_heads)
-        positions = 0 if self.pos_embed is None else self.pos_embed.shape[1]
-        state = convert_to_detectron2(state, report, positions=positions)
-        # ViTDet gives relative positions to ViTs that were pretrained without; a part of them would be a mistake
-        has_rel_pos = any(_REL_POS.search(name) for name in state)
+        for name in [name for name in state if name == "cls_token" or name.startswith("norm.")]:
+            del state[name]
+            report.ignored[name] = "not in detectron2's ViT"
+        if self.pos_embed is not None and not self.pretrain_use_cls_token and "pos_embed" in state:
+            if state["pos_embed"].shape[1] == self.pos_embed.shape[1] + 1:
+                state["pos_embed"] = state["pos_embed"][:, 1:]
+                report.ignored["pos_embed[:, 0]"] = "position of the class token"
+        # all may be missing in a ViT that was pretrained without relative positions, but not some
+        has_rel_pos = any(_REL_POS.fullmatch(name) for name in state)
         load_strictly(
             self,
             state,
             str(path),
             ignore_missing=() if has_rel_pos else (_REL_POS.pattern,),
             conversion=report,
-            hint=f"The model: {self.description}. Tables of relative positions are 2 × window_size - 1 long, or "
-            "2 × img_size / patch_size - 1 where a block has no window.",
+            hint=f"The model: {self.description}. The length of pos_embed depends on pretrain_img_size and "
+            "pretrain_use_cls_token, that of rel_pos tables on window_size and img_size. LayerScale, registers and "
+            "distillation tokens need lift_det.TimmViT.",
         )
 
 
 class Attention(_Attention):
-    """detectron2's, over :func:`lift_det.layers.rel_pos_attention`, in windows or over the whole map."""
+    """detectron2's attention with :func:`lift_det.layers.rel_pos_attention`."""
 
     def forward(self, x: Tensor, window_size: int = 0) -> Tensor:
         """
         Args:
             x: (B, H, W, C).
-            window_size: side of the windows within which tokens attend to each other; the last ones of a row or a
-                column are filled with zeros, as upstream fills them. 0: the whole map is one window.
+            window_size: side of the windows, which are padded at the right and bottom; 0 for global attention.
 
         Returns:
             (B, H, W, C)
@@ -169,14 +143,11 @@ class Attention(_Attention):
         return self.proj(x)
 
     def _fill_windows(self, qkv: Tensor, window_size: int) -> Tensor:
-        """(B, H, W, 3C) → the same with whole windows, filled with what the projection makes of zeros: its bias.
-
-        Upstream fills before the projection, which then is made of up to half as many tokens again.
-        """
+        """Pads (B, H, W, 3C) to whole windows with the projection's bias, which equals projecting zeros."""
         batch, height, width, channels = qkv.shape
         if height % window_size == 0 and width % window_size == 0:
             return qkv
-        # not -height % window_size, which inductor cannot reason about where sizes are symbols
+        # not -height % window_size, which inductor cannot reason about for symbolic sizes
         missing = (window_size - height % window_size) % window_size, (window_size - width % window_size) % window_size
         size = (batch, height + missing[0], width + missing[1], channels)
         bias = self.qkv.bias
@@ -186,29 +157,26 @@ class Attention(_Attention):
 
 
 class MapLinear(nn.Linear):
-    """A linear layer that takes a map's pixels through a 1×1 convolution where that is quicker: on a CPU, in fp32.
+    """Linear layer that is computed as a 1×1 convolution for fp32 maps on the CPU.
 
-    Torch gives convolutions to oneDNN and products in fp32 to MKL, the slower of them on AMD (docs/speed.md).
+    PyTorch computes convolutions with oneDNN, and matrix products with MKL, which is slower on AMD (docs/speed.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C'); other shapes go through the product."""
+        """(B, H, W, C) → (B, H, W, C'); other shapes use the matrix product."""
         convolve = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
         if not convolve or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        # a map with its channels side by side is a view, and so is what comes out
+        # both permutations are views
         return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
 
 
 class Block(_Block):
-    """detectron2's; see :meth:`adopt`."""
+    """detectron2's block, computed with less memory; created by :meth:`adopt`."""
 
     @classmethod
     def adopt(cls, block: _Block) -> None:
-        """Gives a block of upstream's these ways through it, in place.
-
-        Upstream's ViT names its own classes in its constructor. What they hold and how it is initialised stays.
-        """
+        """Converts a block of detectron2 in place, because detectron2's ViT creates its blocks itself."""
         block.__class__ = cls
         block.attn.__class__ = Attention
         for module in block.modules():
@@ -221,27 +189,24 @@ class Block(_Block):
             x = self._in_pieces(x)
         else:
             x = self._attend(x)
-            x = x + self.drop_path(self._lean_mlp(self.norm2(x)))
+            x = x + self.drop_path(self._recomputed_mlp(self.norm2(x)))
         if self.use_residual_block:
             x = self.residual(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x
 
-    def _lean_mlp(self, x: Tensor) -> Tensor:
-        """The MLP, keeping its hidden layer once for the backward and not behind the activation, too.
-
-        That is a quarter of what a block keeps. The activation is computed again; checkpointing stops before fc2.
-        """
+    def _recomputed_mlp(self, x: Tensor) -> Tensor:
+        """Computes the MLP. Recomputes its activation in the backward pass, which saves a quarter of a block's memory."""
         hidden = self.mlp.fc1(x)
         if not torch.is_grad_enabled():
-            return self._behind_fc1(hidden)
-        return torch.utils.checkpoint.checkpoint(self._behind_fc1, hidden, use_reentrant=False)
+            return self._finish_mlp(hidden)
+        return torch.utils.checkpoint.checkpoint(self._finish_mlp, hidden, use_reentrant=False)
 
-    def _behind_fc1(self, hidden: Tensor) -> Tensor:
+    def _finish_mlp(self, hidden: Tensor) -> Tensor:
         mlp = self.mlp
         return mlp.drop2(mlp.fc2(mlp.norm(mlp.drop1(mlp.act(hidden)))))
 
     def _in_pieces(self, x: Tensor) -> Tensor:
-        """The same, a few rows of the map at a time as far as they do not need each other."""
+        """Computes windowed attention and the MLP a few rows at a time."""
         rows = max(1, _CPU_TOKENS // (x.shape[0] * x.shape[2]))
         if self.window_size:
             rows = max(1, rows // self.window_size) * self.window_size  # whole windows
@@ -252,7 +217,7 @@ class Block(_Block):
         return x
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        """In place."""
+        """Adds the MLP in place."""
         return x.add_(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor) -> Tensor:

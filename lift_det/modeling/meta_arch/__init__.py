@@ -1,4 +1,4 @@
-"""Whole models: the detector, and LiFT's self-supervised training."""
+"""Meta architectures: the detector and LiFT's self-supervised training."""
 
 from .lift_pretraining import LiFTPretraining
 from .rcnn import GeneralizedRCNN

@@ -12,54 +12,36 @@ from lift_det.checkpoint import check_partial_load
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
-# Parts that a checkpoint brings whole or not at all.
-_GROUPS = (
-    "backbone.net.",
-    "backbone.lift.",
-    "backbone.simfp_",
-    "proposal_generator.",
-    "roi_heads.box",
-    "roi_heads.mask",
-    "roi_heads.",
-    "",
-)
-
 
 class CheckedLoading:
-    """For models with ``backbone.net`` in them; comes before :class:`torch.nn.Module` among the base classes.
+    """Mixin for models with ``backbone.net``; comes before :class:`torch.nn.Module` in the base classes.
 
-    detectron2's checkpointer drops every tensor of another shape with a warning and goes on, whoever's trainer runs.
-    All of its ways end in ``load_state_dict(…, strict=False)``, so the model itself is where that is caught.
+    detectron2's checkpointer drops tensors of another shape with a warning. It always ends in
+    ``load_state_dict(…, strict=False)``, so the check is there.
     """
 
-    #: parts of the model, by prefix, which a checkpoint may fill in part
-    allow_partial: Sequence[str] = ()
+    #: prefixes of parts that a checkpoint may fill in part
+    ignore_mismatch: Sequence[str] = ()
 
     def check_state_dict(self, state_dict: Mapping[str, Tensor]) -> str:
-        """Decides whether a checkpoint may be loaded here; returns the report on what of it fits.
+        """Returns a report on a checkpoint; see :func:`lift_det.checkpoint.check_partial_load`.
 
         Raises:
-            CheckpointError: see :func:`lift_det.checkpoint.check_partial_load`.
+            CheckpointError: it may not be loaded.
         """
-        return check_partial_load(
-            self.state_dict(),
-            state_dict,
-            groups=_GROUPS,
-            required=("backbone.net.",),
-            allow_partial=self.allow_partial,
-        )
+        return check_partial_load(self.state_dict(), state_dict, self.ignore_mismatch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As :meth:`torch.nn.Module.load_state_dict`; a load that need not fit is checked and reported."""
+        """See :meth:`torch.nn.Module.load_state_dict`; ``strict=False`` checks and reports the load."""
         if not strict:
             logger.info(self.check_state_dict(state_dict))
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         backbone = getattr(self, "backbone", None)
         lift, net = getattr(backbone, "lift", None), getattr(backbone, "net", None)
         names = [name.removeprefix("module.") for name in state_dict]
-        brought = {part for part in ("net", "lift") if any(name.startswith(f"backbone.{part}.") for name in names)}
-        # a ViT for a LiFT that has been read from a file; a checkpoint that brings both has trained them together
-        if brought == {"net"} and getattr(lift, "metadata", None) and hasattr(net, "feature_spec"):
+        loaded = {part for part in ("net", "lift") if any(name.startswith(f"backbone.{part}.") for name in names)}
+        # a ViT alone may not be the one that the LiFT's file is for; a checkpoint with both has trained them together
+        if loaded == {"net"} and getattr(lift, "metadata", None) and hasattr(net, "feature_spec"):
             source = backbone if hasattr(backbone, "feature_spec") else net
-            lift.trained_on.check(source.feature_spec(), backbone.allow_lift)
+            lift.trained_on.check(source.feature_spec(), backbone.ignore_mismatch)
         return result

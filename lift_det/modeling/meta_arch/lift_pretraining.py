@@ -1,4 +1,4 @@
-"""LiFT's self-supervised training as a detectron2 model: images in, losses out."""
+"""LiFT's self-supervised training as a detectron2 model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,24 @@ from ..features import FeatureExtractor
 from ..norms import synchronise_batchnorm
 from ..upsamplers import FeatureUpsampler, LazyUpsampler, resize, save_lift
 from .checked_loading import CheckedLoading
-from .feature_cache import FeatureCache, digest
+from .feature_cache import FeatureCache
 
-#: what is reconstructed from what: (name, size it starts from, size it ends at), sizes as shares of the image
+#: objective -> (input, target); 2 stands for the features of the image at half size
 OBJECTIVES = {
     "full_from_half": (2, 1),
     "half_from_quarter": (4, 2),
     "full_from_quarter": (4, 1),
 }
-#: the tasks of an evaluation, under the names that its figures have
+#: tasks of an evaluation
 TASKS = {"2x": (2, 1), "2x_half": (4, 2), "4x": (4, 1)}
 
 
 class LiFTPretraining(CheckedLoading, nn.Module):
-    """Trains LiFT to give an image's features from those of the image at a smaller size (section 3.1 of the paper).
+    """Trains LiFT to predict an image's features from those of the image at a smaller size (section 3.1 of the paper).
 
-    Full size is reconstructed from half, and half from quarter; ``full_from_quarter`` trains the recursion (section
-    3.3), which the paper leaves untrained. The ViT is frozen and stays in evaluation mode. Its name here is
-    ``backbone.net`` and LiFT's is ``backbone.lift``, as in a detector: a checkpoint of this model is an
-    ``init_checkpoint`` of one.
-
-    Several processes train as one does: BatchNorm sees the whole batch.
+    ``full_from_quarter`` trains the recursion (section 3.3), which the paper leaves untrained. The ViT is frozen.
+    State-dict names are ``backbone.net`` and ``backbone.lift``, so that a checkpoint can initialise a detector.
+    BatchNorm is synchronised across processes.
     """
 
     def __init__(
@@ -49,77 +46,72 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         *,
         layer: int | None = None,
         facet: str = "token",
-        norm: bool | None = None,
+        final_norm: bool | None = None,
         objectives: Mapping[str, float] | None = None,
         losses: Mapping[str, float] | None = None,
         feature_cache: str | os.PathLike = "",
         autocast: str = "",
         mirror: bool = False,
-        freeze_norm: bool = False,
+        freeze_batchnorm: bool = False,
     ) -> None:
         """
         Args:
             net: the ViT.
-            lift: what is trained. A :class:`LazyUpsampler` without a name and a checkpoint is ``"lift_plus"``.
-            pixel_mean: of each channel on the 0 to 255 scale, in the order of the loader's images (RGB); None takes
-                the ViT's own.
-            pixel_std: of each channel, too.
-            layer, facet, norm: which of the ViT's features, see :class:`lift_det.FeatureExtractor`.
-            objectives: weights of ``full_from_half``, ``half_from_quarter`` (the paper's two, which None stands for)
-                and ``full_from_quarter``, which goes through LiFT twice, the image enlarged bilinearly in between.
-            losses: weights of ``cosine`` (one minus the cosine similarity of the channels), ``l1`` and ``l2`` (mean
-                absolute and mean squared difference), each a mean over positions, and ``relative_l2`` (the squared
-                difference as a share of the true features' square, whatever their scale); None is cosine alone, which
-                leaves the length of the features free to drift.
-            mirror: every second step sees images and maps mirrored, left and right: twice the data where a cache limits
-                the views. (A ViT's map of a mirrored image is not quite the mirrored map.)
-            feature_cache: folder where the ViT's maps are kept, in half precision, and found again when the same image
-                (the same crop) comes back; empty keeps none. Of use where the dataset has a limited number of views.
-            autocast: ``"bfloat16"`` trains in mixed precision on any device, where detectron2's ``train.amp`` needs
-                CUDA. Evaluations are in the weights' own precision, with either.
-            freeze_norm: LiFT's BatchNorm normalises with the statistics that it has, in training as in evaluation, and
-                leaves them as they are; its scale and shift are trained. For a LiFT that is trained already: then a
-                batch computed in parts (``accumulate`` of :class:`Trainer`) has the gradients of the whole.
+            lift: the upsampler to train. A :class:`LazyUpsampler` without a name and a checkpoint is ``"lift_plus"``.
+            pixel_mean, pixel_std: of the images, RGB, 0 to 255. Default: the ViT's.
+            layer, facet, final_norm: see :class:`lift_det.FeatureExtractor`.
+            objectives: weights of ``full_from_half`` and ``half_from_quarter`` (default: 1 each, as in the paper) and
+                ``full_from_quarter``, which applies LiFT twice and enlarges the image bilinearly in between.
+            losses: weights of ``cosine`` (1 - cosine similarity over channels; default: 1), ``l1``, ``l2`` (mean
+                absolute and squared differences) and ``relative_l2`` (l2 divided by the targets' mean square). Cosine
+                alone leaves the features' norm free.
+            feature_cache: folder for the ViT's maps in half precision; useful if images and crops repeat. Empty for
+                none.
+            autocast: ``"bfloat16"`` or ``"float16"`` for mixed precision in training, on any device; empty for none.
+            mirror: flip images and maps horizontally in every other iteration.
+            freeze_batchnorm: keep LiFT's BatchNorm statistics, and normalise with them in training, for a LiFT that is
+                trained already. A batch computed in parts (``accumulate`` of :class:`Trainer`) then has the gradients
+                of the whole.
 
         Raises:
-            ValueError: unknown objectives or losses, or no image statistics.
+            ValueError: unknown objectives or losses, or image statistics that are unknown.
         """
         super().__init__()
-        self.objectives = _weights(objectives or {"full_from_half": 1.0, "half_from_quarter": 1.0}, OBJECTIVES)
-        self.losses = _weights(losses or {"cosine": 1.0}, _LOSSES)
+        self.objectives = _check_weights(objectives or {"full_from_half": 1.0, "half_from_quarter": 1.0}, OBJECTIVES)
+        self.losses = _check_weights(losses or {"cosine": 1.0}, _LOSSES)
         net.requires_grad_(False)
         if lift is None:
-            raise ValueError("LiFT's training needs a lift to train: a FeatureUpsampler, or a LazyUpsampler.")
-        if isinstance(lift, LazyUpsampler):
-            lift = lift.with_default("lift_plus")
+            raise ValueError("lift is None: expected a FeatureUpsampler or a LazyUpsampler to train.")
+        if isinstance(lift, LazyUpsampler) and not (lift.name or lift.checkpoint):
+            lift = LazyUpsampler("lift_plus", **lift.settings)
         self.backbone = FeatureExtractor(
-            net, lift, layer=layer, facet=facet, norm=norm, pixel_mean=pixel_mean, pixel_std=pixel_std
+            net, lift, layer=layer, facet=facet, final_norm=final_norm, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
         if comm.get_world_size() > 1:
             synchronise_batchnorm(self.backbone.lift)
         for name, values in zip(("pixel_mean", "pixel_std"), self.backbone.pixel_statistics(), strict=True):
             self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
-        #: training steps so far; in checkpoints, so that a LiFT says how long it was trained
+        #: number of training iterations, kept in checkpoints
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         if autocast not in ("", "bfloat16", "float16"):
             raise ValueError(f"autocast is 'bfloat16', 'float16' or empty, not '{autocast}'.")
         self.autocast = autocast
         self.mirror = mirror
-        self.freeze_norm = freeze_norm
+        self.freeze_batchnorm = freeze_batchnorm
         self._counted: int | None = None
         self.feature_cache = feature_cache
         self._cache: FeatureCache | None = None
 
     @property
     def lift(self) -> FeatureUpsampler:
-        """What is trained."""
+        """The upsampler in training."""
         return self.backbone.lift
 
     def train(self, mode: bool = True) -> LiFTPretraining:
-        """The ViT stays in evaluation mode, and so does a frozen BatchNorm."""
+        """Sets the mode; the ViT and frozen BatchNorms stay in evaluation mode."""
         super().train(mode)
         self.backbone.net.eval()
-        if self.freeze_norm:
+        if self.freeze_batchnorm:
             for module in self.lift.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -129,36 +121,34 @@ class LiFTPretraining(CheckedLoading, nn.Module):
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | Reconstructions:
         """
         Args:
-            batch: of dicts with ``"image"``, uint8 or float (3, H, W) on the 0 to 255 scale, all of one size:
+            batch: dicts with ``"image"``, uint8 or float (3, H, W), RGB, 0 to 255, all of one size, with H and W
                 multiples of four patches.
 
         Returns:
-            In training the losses, weighted, as ``loss_<objective>`` (``loss_<objective>_<loss>`` where there are
-            several). In evaluation :class:`Reconstructions`.
+            In training the weighted losses ``loss_<objective>`` (``loss_<objective>_<loss>`` if there are several). In
+            evaluation :class:`Reconstructions`.
 
         Raises:
-            ValueError: a size that is no multiple of four patches.
+            ValueError: H or W is not a multiple of four patches.
         """
         if not self.training:
             with torch.autocast(self.pixel_mean.device.type, enabled=False):
-                return Reconstructions(self._scores(*self._inputs(batch, TASKS)), self)
+                return Reconstructions(self._scores(*self._inputs(batch)), self)
         self._count_step()
         if not self.autocast:
-            return self._training_losses(*self._inputs(batch, OBJECTIVES))
+            return self._training_losses(*self._inputs(batch))
         with torch.autocast(self.pixel_mean.device.type, getattr(torch, self.autocast)):
-            return self._training_losses(*self._inputs(batch, OBJECTIVES))
+            return self._training_losses(*self._inputs(batch))
 
     def _count_step(self) -> None:
-        """Once for each of a trainer's iterations, which may come in several parts; without a trainer, every time."""
+        """Counts an iteration; a trainer may split it into several calls."""
         iteration = get_event_storage().iter if has_event_storage() else None
         if iteration is None or iteration != self._counted:
             self.steps += 1
         self._counted = iteration
 
-    def _inputs(
-        self, batch: list[dict], pairs: Mapping[str, tuple[int, int]]
-    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """The images at each size that ``pairs`` speak of, and the ViT's maps of them; both by share of the size."""
+    def _inputs(self, batch: list[dict]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Images and features at full, half and quarter size, by the divisor of the size."""
         raw = [item["image"] for item in batch]
         images = torch.stack(raw).to(self.pixel_mean.device)
         images = (images - self.pixel_mean) / self.pixel_std  # (N, 3, H, W)
@@ -166,11 +156,9 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         patch = self.backbone.patch_size
         if height % (4 * patch) or width % (4 * patch):
             raise ValueError(
-                f"Images of {height}×{width} pixels cannot be quartered into patches of {patch}: "
-                f"choose multiples of {4 * patch}."
+                f"Images of {height}×{width} pixels: both sides have to be multiples of {4 * patch} (four patches)."
             )
-        used = sorted({part for pair in pairs.values() for part in pair})
-        scaled = {part: resize(images, (height // part, width // part)) for part in used}
+        scaled = {part: resize(images, (height // part, width // part)) for part in (1, 2, 4)}
         return scaled, self._features(raw, scaled)
 
     def _training_losses(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> dict[str, Tensor]:
@@ -190,39 +178,28 @@ class LiFTPretraining(CheckedLoading, nn.Module):
                 lifted = self.lift.step(scaled[start], features[start])
             for kind, share in self.losses.items():
                 key = f"loss_{name}" if len(self.losses) == 1 else f"loss_{name}_{kind}"
-                # in full precision: half a precision's error is as large as what is left to learn
+                # in float32, because half precision's error is as large as what is left to learn
                 losses[key] = weight * share * _LOSSES[kind](lifted.float(), features[end])
         return losses
 
     @torch.no_grad()
     def _features(self, raw: Sequence[Tensor], scaled: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The ViT's maps at each scale, from the cache where it has them: share → (N, C, h / share, w / share)."""
+        """The ViT's maps at each scale: divisor → (N, C, h / divisor, w / divisor)."""
+
+        def compute() -> dict[str, Tensor]:
+            return {str(part): self.backbone.extract(images).float() for part, images in scaled.items()}
+
         if not self.feature_cache:
-            return {part: self.backbone.extract(images).float() for part, images in scaled.items()}
-        if self._cache is None:
-            # here and not at construction, because a checkpoint may have been loaded in between
+            return {int(part): maps for part, maps in compute().items()}
+        if self._cache is None:  # not in __init__, because a checkpoint may be loaded in between
             self._cache = FeatureCache(
-                self.feature_cache, digest(self.backbone.net, self.backbone.feature_spec().to_metadata())
+                self.feature_cache, self.backbone.net, self.backbone.feature_spec().to_metadata()
             )
-        cache, parts = self._cache, tuple(scaled)
-        # and the precision, which is another in training where there is an autocast
         device = self.pixel_mean.device
         precision = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else ""
-        sizes = tuple(tuple(images.shape[-2:]) for images in scaled.values())
-        keys = [cache.key(image, (*sizes, precision)) for image in raw]
-        found = [cache.get(key) for key in keys]
-        if None in found:
-            # all of them: sums may depend on what else is in a batch, and a resumed training may find only some
-            new = {part: self.backbone.extract(images).float() for part, images in scaled.items()}
-            for i in (i for i, maps in enumerate(found) if maps is None):
-                # rounded as they are kept, so that a training that finds them goes on as one that made them
-                rounded = {str(part): maps[i].half().float() for part, maps in new.items()}
-                if all(maps.isfinite().all() for maps in rounded.values()):
-                    found[i] = rounded
-                    cache.put(keys[i], rounded)
-                else:  # out of half precision's range
-                    found[i] = {str(part): maps[i] for part, maps in new.items()}
-        return {part: torch.stack([maps[str(part)].to(device) for maps in found]) for part in parts}
+        sizes = [tuple(images.shape[-2:]) for images in scaled.values()]
+        maps = self._cache.maps(raw, (*sizes, precision), compute)
+        return {part: torch.stack([item.to(device) for item in maps[str(part)]]) for part in scaled}
 
     def _scores(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> list[dict[str, dict[str, float]]]:
         size = tuple(features[1].shape[-2:])
@@ -230,14 +207,10 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         for task, (start, end) in TASKS.items():
             true, steps = features[end], (start // end).bit_length() - 1
             target = (size[0] // end, size[1] // end)
-            candidates = {
-                mode: F.interpolate(
-                    features[start], size=target, mode=mode, **({} if mode == "nearest" else {"align_corners": False})
-                )
-                for mode in ("nearest", "bilinear", "bicubic")
-            }
+            modes = ("nearest", "bilinear", "bicubic")
+            candidates = {mode: F.interpolate(features[start], size=target, mode=mode) for mode in modes}
             candidates["lift"] = self.lift.upsample(scaled[start], features[start], steps)
-            if steps > 1:  # where there is the whole image, later steps look at it and not at an enlarged one
+            if steps > 1:  # the second step sees the image itself, not the enlarged one
                 candidates["lift_original"] = self.lift.upsample(scaled[end], features[start], steps)
             for name, map_ in candidates.items():
                 results.setdefault(f"cosine_{task}", {})[name] = F.cosine_similarity(map_, true, dim=1).mean((1, 2))
@@ -249,12 +222,12 @@ class LiFTPretraining(CheckedLoading, nn.Module):
 
 
 class Reconstructions(list):
-    """For each image the figures of an evaluation, and the model that they are of.
+    """The scores of each image of an evaluation, and the evaluated model.
 
-    Each item is ``{"cosine_2x": {"nearest": …, "bilinear": …, "bicubic": …, "lift": …}, …}`` with the cosine similarity
-    (averaged over positions) and the relative L2 error to the true features, for ``2x`` (full from half), ``2x_half``
-    (half from quarter) and ``4x`` (full from quarter by recursion; there ``lift_original`` is the recursion whose
-    second step looks at the real image at half size rather than at the enlarged one).
+    Each item is ``{"cosine_2x": {"nearest": …, "bilinear": …, "bicubic": …, "lift": …}, …}``: cosine similarity (mean
+    over positions) and relative L2 error (``rel_l2_*``) to the true features, for ``2x`` (full from half), ``2x_half``
+    (half from quarter) and ``4x`` (full from quarter by recursion). ``4x`` also has ``lift_original``, whose second
+    step sees the image at half size rather than the enlarged one.
     """
 
     def __init__(self, scores: Sequence[dict[str, dict[str, float]]], model: LiFTPretraining) -> None:
@@ -262,14 +235,14 @@ class Reconstructions(list):
         self._model = model
 
     def save_lift(self, path: str | os.PathLike, metadata: Mapping[str, str]) -> None:
-        """Writes the LiFT with its settings and ``metadata``, see :func:`lift_det.modeling.save_lift`."""
+        """Saves the LiFT with a description of its features and ``metadata``; see :func:`lift_det.save_lift`."""
         model = self._model
         features = model.backbone.feature_spec().to_metadata()
         save_lift(model.lift, path, {**features, "steps": str(int(model.steps)), **metadata})
 
 
 def relative_l2(a: Tensor, b: Tensor) -> Tensor:
-    """‖a − b‖ / ‖b‖ of each image: (N, C, h, w) twice → (N,)."""
+    """‖a − b‖ / ‖b‖ of each image; (N, C, h, w) → (N,)."""
     return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
 
 
@@ -289,8 +262,8 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _weights(given: Mapping[str, float], known: Mapping[str, Any]) -> dict[str, float]:
-    """The weights that are not zero, in the order given."""
+def _check_weights(given: Mapping[str, float], known: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the weights that are not zero."""
     unknown = [name for name in given if name not in known]
     weights = {name: float(weight) for name, weight in given.items() if weight}
     if unknown or not weights or min(weights.values()) < 0:

@@ -1,4 +1,4 @@
-"""detectron2's post-processing of a detector's output, with masks as bitmasks or as COCO's RLE."""
+"""Post-processing of a detector's output, with masks as bitmasks or COCO RLEs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from lift_det.layers import mask_to_rle, paste_masks
 
 MASK_FORMATS = ("bitmask", "rle")
-# The masks' name while detectron2's function rescales boxes and drops the empty ones: it leaves a field alone which it
-# does not know.
+# The masks' name during detectron2's post-processing, which leaves unknown fields alone.
 _KEPT = "pred_roi_masks"
 
 
 class RLEList(list):
-    """A list of RLEs which can be indexed as the fields of :class:`detectron2.structures.Instances` are: by a tensor of
-    bools or of integers too, as in ``instances[instances.scores > 0.5]``. ``Instances.cat`` makes a plain list of it.
-    """
+    """A list of RLEs that can be indexed by tensors, as in ``instances[instances.scores > 0.5]``."""
 
     def __getitem__(self, item: Any) -> Any:
         if isinstance(item, torch.Tensor) and item.dim() == 1:
@@ -36,18 +33,15 @@ class RLEList(list):
 def detector_postprocess(
     results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5, mask_format: str = "bitmask"
 ) -> Instances:
-    """:func:`detectron2.modeling.postprocessing.detector_postprocess`, with a choice of the masks' format.
-
-    Boxes are scaled to the output size and clipped to it, and instances with an empty box dropped.
+    """:func:`detectron2.modeling.postprocessing.detector_postprocess` with a choice of mask format.
 
     Args:
-        results: of one image; ``pred_boxes`` in pixels of the image that the detector saw (``results.image_size``), and
-            perhaps ``pred_masks``, (N, 1, M, M) probabilities or ``ROIMasks``. Its boxes may be modified.
-        output_height, output_width: pixels.
-        mask_threshold: a pixel is in a mask if its probability is at least this.
-        mask_format: "bitmask" gives detectron2's ``pred_masks``, (N, height, width) bool. "rle" gives
-            ``pred_masks_rle`` in its place: for each mask {"size": [height, width], "counts": str}, as detectron2
-            writes them into a JSON file.
+        results: of one image, with ``pred_boxes`` in pixels of ``results.image_size`` and optionally ``pred_masks``,
+            (N, 1, M, M) probabilities or ``ROIMasks``. Boxes may be modified in place.
+        output_height, output_width: in pixels.
+        mask_threshold: minimum probability of a mask's pixels.
+        mask_format: ``"bitmask"`` for ``pred_masks``, (N, height, width) bool; ``"rle"`` for ``pred_masks_rle``,
+            {"size": [height, width], "counts": str} for each mask.
     """
     if not results.has("pred_masks"):
         return _detector_postprocess(results, output_height, output_width, mask_threshold)
@@ -58,7 +52,7 @@ def detector_postprocess(
     masks, shape = results.get(_KEPT), (int(output_height), int(output_width))
     results.remove(_KEPT)
     field, convert = ("pred_masks_rle", _json_rles) if mask_format == "rle" else ("pred_masks", _bitmasks)
-    # Out of memory on a GPU, it goes to the CPU, as detectron2 does.
+    # falls back to the CPU if the GPU is out of memory, as in detectron2
     results.set(field, retry_if_cuda_oom(convert)(masks, results.pred_boxes.tensor, shape, mask_threshold))
     return results
 

@@ -1,4 +1,4 @@
-"""The slot between ViT and pyramid: the base class of everything that upsamples features, and its registry."""
+"""Base class and registry of feature upsamplers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from ..feature_spec import FeatureSpec
 UPSAMPLERS: dict[str, type[FeatureUpsampler]] = {}
 
 _Class = TypeVar("_Class", bound="type[FeatureUpsampler]")
+# These are in a model's checkpoint themselves.
+_NOT_IN_CHECKPOINTS = ("weights", "pixel_mean", "pixel_std")
 
 
 def register_upsampler(name: str) -> Callable[[_Class], _Class]:
-    """A class decorator that makes an upsampler known to :func:`lift_det.modeling.build_upsampler` and to configs.
+    """Class decorator that registers an upsampler for configs and :func:`build_upsampler`.
 
     Raises:
         ValueError: the name is taken.
@@ -40,93 +42,84 @@ def register_upsampler(name: str) -> Callable[[_Class], _Class]:
 
 
 class FeatureUpsampler(nn.Module, ABC):
-    """Upsamples a ViT's feature map, guided by the image. Subclasses implement :meth:`forward`; that is enough.
+    """Base class of upsamplers of a ViT's feature map, guided by the image. Subclasses implement :meth:`forward`.
 
-    A subclass whose arguments are to travel with its weights (:func:`lift_det.save_lift`) names them in
-    :meth:`settings` and is registered.
-
-    Attributes:
-        name: in the registry; empty for a class that is not registered.
-        in_channels: C that it takes; None takes any.
-        patch_size: in pixels, of the ViT that it belongs to; None takes any.
-        metadata: of the file that it was loaded from.
-        feature_spec: which features it is given, set by the model that it is built into.
-        trained: whether it was loaded from a checkpoint.
+    A registered subclass that implements :meth:`settings` can be saved and loaded by name.
     """
 
-    name: ClassVar[str] = ""
-    in_channels: int | None = None
-    patch_size: int | None = None
-    #: arguments that a file has to state although they have a default, because its tensors would fit either way
+    name: ClassVar[str] = ""  # in the registry
+    in_channels: int | None = None  # C of the features; None for any
+    patch_size: int | None = None  # of the ViT, in pixels; None for any
+    #: arguments that a file has to state although they have a default, because the tensors fit either way
     stated_by_files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
-        self.metadata: dict[str, str] = {}
-        self.feature_spec = FeatureSpec()
-        self.trained = False
+        self.metadata: dict[str, str] = {}  # of the file that the weights were loaded from
+        self.feature_spec = FeatureSpec()  # of the features that it is given
+        self.trained = False  # whether it was loaded from a file
 
     @abstractmethod
     def forward(self, images: Tensor, features: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """Upsamples a feature map.
 
         Args:
-            images: (N, 3, H, W), normalised as the ViT's are, of any resolution with the map's aspect. The more
-                pixels, the more there is to see: the upsampler resizes the image to what it looks at.
+            images: (N, 3, H, W), normalised as for the ViT, of any resolution with the map's aspect ratio. More pixels
+                give more detail; the upsampler resizes the image to its own resolution.
             features: (N, C, h, w).
-            output_size: (height, width) of the result; None is (2h, 2w).
+            output_size: (height, width) of the result. Default: (2h, 2w).
 
         Returns:
             (N, C, *output_size)
         """
 
     def step(self, images: Tensor, features: Tensor) -> Tensor:
-        """One doubling, as it is trained and as recursion chains it: (N, C, h, w) → (N, C, 2h, 2w).
+        """One doubling, (N, C, h, w) → (N, C, 2h, 2w), as used in training and recursion.
 
-        It is :meth:`forward` without what an upsampler does only once, at the end.
+        Unlike :meth:`forward` it leaves out what is done once, at the end.
         """
         return self(images, features)
 
     def upsample(self, images: Tensor, features: Tensor, steps: int) -> Tensor:
-        """:meth:`forward` to 2**steps times the map's size; 0 steps return ``features``."""
+        """Upsamples by 2**steps; 0 steps return ``features``."""
         if steps == 0:
             return features
         return self(images, features, scaled_size(features, steps))
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that build this upsampler again (of JSON's types), by name; kept beside its weights."""
+        """Returns the constructor arguments by name, of JSON's types; they are saved with the weights."""
         return {}
 
     @property
     def trained_on(self) -> FeatureSpec:
-        """Which features it was trained on, as far as its file says."""
+        """The features it was trained on, as far as its file states them."""
         return FeatureSpec.from_metadata(self.metadata)
 
-    def use_features(self, spec: FeatureSpec, allow: Sequence[str] = ()) -> None:
-        """Tells the upsampler which features it is given; checkpoints of the model then say so.
+    def use_features(self, spec: FeatureSpec, ignore_mismatch: Sequence[str] = ()) -> None:
+        """Sets :attr:`feature_spec`, which checkpoints of the model then store.
 
         Args:
-            spec: of the features.
-            allow: fields in which ``spec`` may differ from what the upsampler was trained on.
+            spec: of the features that it will be given.
+            ignore_mismatch: fields in which they may differ from the features that it was trained on.
 
         Raises:
-            ValueError: another width or patch size than the upsampler takes.
+            ValueError: another width or patch size than the upsampler's.
             CheckpointError: it was trained on other features.
         """
-        for name in ("in_channels", "patch_size"):
-            if None not in (ours := getattr(self, name), given := getattr(spec, name)) and ours != given:
-                raise ValueError(
-                    f"{type(self).__name__} is for {self.in_channels} channels and patches of {self.patch_size} "
-                    f"pixels, the ViT has {spec.in_channels} and {spec.patch_size}: leave in_channels and patch_size "
-                    "out, or take the one that was trained on this ViT."
-                )
-        self.trained_on.check(spec, allow)
-        kept = {name: value for name, value in vars(spec).items() if name not in (*allow, *_NOT_IN_CHECKPOINTS)}
-        self.feature_spec = FeatureSpec(**kept)
+        sizes = [(self.in_channels, spec.in_channels), (self.patch_size, spec.patch_size)]
+        if any(None not in pair and pair[0] != pair[1] for pair in sizes):
+            raise ValueError(
+                f"{type(self).__name__} is for {self.in_channels} channels and patches of {self.patch_size} pixels, "
+                f"the ViT has {spec.in_channels} and {spec.patch_size}: leave in_channels and patch_size out of the "
+                "config, or use an upsampler that was trained on this ViT."
+            )
+        self.trained_on.check(spec, ignore_mismatch)
+        left_out = (*ignore_mismatch, *_NOT_IN_CHECKPOINTS)
+        self.feature_spec = FeatureSpec(**{name: value for name, value in vars(spec).items() if name not in left_out})
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # beside the tensors, where torch keeps module versions: names in the state dict stay what they are
+        # beside the tensors, where torch keeps module versions, so that the names stay the same
         if hasattr(destination, "_metadata"):
             metadata = {**settings_to_metadata(self), **self.feature_spec.to_metadata()}
             destination._metadata.setdefault(prefix[:-1], {})[METADATA_KEY] = metadata
@@ -137,44 +130,30 @@ class FeatureUpsampler(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-# The ViT's weights and statistics are in the checkpoint themselves.
-_NOT_IN_CHECKPOINTS = ("weights", "pixel_mean", "pixel_std")
-
-
 def settings_to_metadata(upsampler: FeatureUpsampler) -> dict[str, str]:
-    """The kind and :meth:`FeatureUpsampler.settings` of an upsampler, as strings for a file's metadata.
-
-    ``settings`` has them as JSON, which is what is read again; each also stands under its own name, for people, unless
-    a :class:`FeatureSpec` has a field of that name.
-    """
-    settings = upsampler.settings()
-    settings = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()}
-    taken = set(vars(FeatureSpec())) - {"in_channels", "patch_size"}
-    single = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items() if k not in taken}
-    # the registered name is this class's, and not one that it inherits
-    registered = UPSAMPLERS.get(upsampler.name) is type(upsampler)
+    """Returns the registered name of an upsampler and, as JSON, its :meth:`FeatureUpsampler.settings`."""
+    settings = {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for key, value in upsampler.settings().items()
+    }
+    registered = UPSAMPLERS.get(upsampler.name) is type(upsampler)  # not its parent
     name = upsampler.name if registered else type(upsampler).__qualname__
-    return {**single, "upsampler": name, "settings": json.dumps(settings)}
+    return {"upsampler": name, "settings": json.dumps(settings)}
 
 
 def check_inputs(images: Tensor, features: Tensor) -> None:
-    """Checks that images and features belong together.
-
-    Raises:
-        ValueError: other dimensions, another number of images than of maps, or an aspect that differs by a cell of the
-            map or more.
-    """
+    """Raises ValueError if images (N, 3, H, W) and features (N, C, h, w) do not belong together."""
     if images.dim() != 4 or images.shape[1] != 3 or features.dim() != 4:
         raise ValueError(
             "An upsampler takes images (N, 3, H, W) and features (N, C, h, w); "
             f"got {tuple(images.shape)} and {tuple(features.shape)}."
         )
     (count, _, height, width), (maps, _, h, w) = images.shape, features.shape
-    # in whole numbers, which torch.export can reason about
+    # integers, because torch.export cannot reason about fractions
     if count != maps or 2 * abs(height * w - width * h) >= height + width:
         raise ValueError(
-            f"{maps} maps of {h}×{w} do not belong to {count} images of {height}×{width} pixels: expected as many "
-            "images, with the map's aspect."
+            f"{maps} maps of {h}×{w} do not belong to {count} images of {height}×{width} pixels: expected the same "
+            "number and the same aspect ratio."
         )
 
 
@@ -184,11 +163,11 @@ def scaled_size(features: Tensor, steps: int = 1) -> tuple[int, int]:
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes (N, C, H, W) to ``size`` = (height, width), bilinearly, antialiased where that makes it smaller."""
+    """Resizes (N, C, H, W) to ``size`` = (height, width) bilinearly, with antialiasing if it gets smaller."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     smaller = maps.shape[-2] > size[0] or maps.shape[-1] > size[1]
     dtype = maps.dtype
     if smaller and maps.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
-        maps = maps.float()  # torch has no antialiasing in half precision there
+        maps = maps.float()  # torch has no antialiasing in half precision on the CPU
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=smaller).to(dtype)

@@ -1,4 +1,4 @@
-"""Bilinear interpolation behind the upsamplers' interface: the control for all others."""
+"""Bilinear interpolation as an upsampler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .base import FeatureUpsampler, check_inputs, register_upsampler, resize, sc
 
 @register_upsampler("bilinear")
 class BilinearUpsample(FeatureUpsampler):
-    """Bilinear interpolation (``align_corners=False``), blind to the image, without parameters."""
+    """Bilinear interpolation (``align_corners=False``); ignores the image and has no parameters."""
 
     def forward(self, images: Tensor, features: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """See :meth:`FeatureUpsampler.forward`."""

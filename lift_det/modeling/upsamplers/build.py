@@ -1,15 +1,19 @@
-"""Upsamplers by name or from a file, and the place in a config where one is built once its ViT is known."""
+"""Building upsamplers by name or from a file, and fitting them to a ViT."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..feature_spec import FeatureSpec, check_field_names
 from .base import UPSAMPLERS, FeatureUpsampler
 from .files import UpsamplerFile
+
+if TYPE_CHECKING:
+    from ..backbones import PlainViT
+    from ..features import FeatureExtractor
 
 
 def build_upsampler(
@@ -23,115 +27,87 @@ def build_upsampler(
     """Builds a registered upsampler, or a trained one from its file.
 
     Args:
-        name: in the registry: ``"lift"``, ``"lift_plus"``, ``"bilinear"``, …. None is what the checkpoint holds, or
-            ``"lift"`` without one.
-        in_channels: C, the ViT's width.
+        name: in the registry, such as ``"lift"``, ``"lift_plus"`` or ``"bilinear"``. Default: the checkpoint's, or
+            ``"lift"``.
+        in_channels: C of the ViT's features.
         patch_size: of the ViT, in pixels.
-        checkpoint: a file of :func:`lift_det.save_lift`, of LiFT's training, of a detector, or of the paper's authors.
-            What it says of itself need not be stated, and may not be contradicted.
-        settings: other arguments of the class. None states nothing.
+        checkpoint: a file for :func:`lift_det.load_lift`. Arguments may be left out if the file states them.
+        settings: other arguments of the class; those that are None are left out.
 
     Raises:
-        ValueError: an unknown name, or a setting that the class does not have.
-        CheckpointError: the file contradicts what is stated, or cannot be loaded.
+        ValueError: an unknown name.
+        CheckpointError: the file contradicts an argument, or cannot be loaded.
     """
     _check_name(name)
+    sizes = {"in_channels": in_channels, "patch_size": patch_size}
     if checkpoint:
-        stated = dict(settings, name=name, in_channels=in_channels, patch_size=patch_size)
-        return UpsamplerFile(checkpoint).build(**stated)
+        return UpsamplerFile(checkpoint).build(name=name, **sizes, **settings)
     upsampler = UPSAMPLERS[name or "lift"]
-    arguments = inspect.signature(upsampler).parameters
-    settings = {key: value for key, value in settings.items() if value is not None}
-    unknown = sorted(settings.keys() - arguments.keys())
-    if unknown and not any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
-        raise ValueError(
-            f"The upsampler '{upsampler.name}' has no setting {', '.join(unknown)}: it has {[*arguments]}."
-        )
-    for size, value in (("in_channels", in_channels), ("patch_size", patch_size)):
-        if size in arguments and value is not None:
-            settings[size] = value
-    return upsampler(**settings)
+    parameters = inspect.signature(upsampler).parameters
+    settings.update({key: value for key, value in sizes.items() if key in parameters})
+    return upsampler(**{key: value for key, value in settings.items() if value is not None})
 
 
 class LazyUpsampler:
-    """Arguments of :func:`build_upsampler`, but for the ViT's width and patch size: what configs put into ``lift``.
-
-    The model that gets it builds the upsampler for its ViT. In a config::
+    """Arguments of :func:`build_upsampler` without the ViT's width and patch size, for configs::
 
         model.backbone.lift = L(LazyUpsampler)(name=None, checkpoint="")
 
-    With ``model.backbone.lift.checkpoint=FILE`` it is the trained upsampler in that file.
+    The model builds the upsampler for its ViT.
     """
 
     def __init__(self, name: str | None = None, checkpoint: str | os.PathLike = "", **settings: Any) -> None:
         """
         Args:
-            name: in the registry; None is what the checkpoint holds, or what the model trains by default.
-            checkpoint: see :func:`build_upsampler`.
-            settings: see there, too.
-
-        Raises:
-            ValueError: an unknown name.
+            name: in the registry. Default: the checkpoint's, or the model's own default.
+            checkpoint, settings: see :func:`build_upsampler`.
         """
         _check_name(name)
         self.name = name
         self.checkpoint = checkpoint
         self.settings = settings
 
-    def with_default(self, name: str) -> LazyUpsampler:
-        """The same, with ``name`` where neither a name nor a checkpoint says what is to be built."""
-        return self if self.name or self.checkpoint else LazyUpsampler(name, **self.settings)
-
     def build(self, in_channels: int | None, patch_size: int | None) -> FeatureUpsampler:
-        """See :func:`build_upsampler`. Sizes that are stated here go before the ViT's, which then refuses others."""
+        """See :func:`build_upsampler`. Sizes in the settings have precedence; the model then checks them."""
         stated = {key: value for key, value in self.settings.items() if value is not None}
         sizes = {"in_channels": in_channels, "patch_size": patch_size}
         return build_upsampler(self.name, checkpoint=self.checkpoint, **{**sizes, **stated})
 
 
-class FeatureSource(Protocol):
-    """What gives features and describes them: a ViT of :mod:`lift_det.modeling.backbones`, or a FeatureExtractor."""
-
-    weights_given: bool
-
-    def feature_spec(self, *, weights: bool = True) -> FeatureSpec: ...
-
-
 def fit_upsampler(
     lift: FeatureUpsampler | LazyUpsampler | None,
     spec: FeatureSpec,
-    source: FeatureSource | None = None,
+    source: PlainViT | FeatureExtractor | None = None,
     *,
-    allow: Sequence[str] = (),
+    ignore_mismatch: Sequence[str] = (),
 ) -> FeatureUpsampler | None:
-    """Gives a model its upsampler: builds it where that is still to be done, and checks it against the features.
+    """Builds a lazy upsampler and checks that it suits the features.
 
     Args:
-        lift: what the model was given.
+        lift: the upsampler.
         spec: of the features, without the ViT's weights.
-        source: gives the features. Its weights are compared, too, if it was built with them: those of a detector
-            often come later, from an ``init_checkpoint``.
-        allow: fields of ``spec`` that may differ from what the upsampler was trained on.
+        source: computes the features. Its weights are compared too if it was built with them; those of a detector often
+            come later, from an ``init_checkpoint``.
+        ignore_mismatch: fields of ``spec`` that may differ from the features that the upsampler was trained on.
 
     Raises:
         CheckpointError: it was trained on other features.
-        ValueError: it cannot take these features, or it is no upsampler.
+        ValueError: it does not fit the features' width or patch size, or is no upsampler.
     """
-    check_field_names(allow)
+    check_field_names(ignore_mismatch)
     if lift is None:
         return None
     if isinstance(lift, LazyUpsampler):
         lift = lift.build(spec.in_channels, spec.patch_size)
     if not isinstance(lift, FeatureUpsampler):
         raise ValueError(
-            f"lift is a {type(lift).__name__}; expected a lift_det.modeling.FeatureUpsampler, a LazyUpsampler, or "
-            "None. ExternalUpsampler takes modules of other projects; lift.compile() compiles one in place; a config "
-            "whose lift is None has no place for a checkpoint: take one with LiFT."
+            f"lift is a {type(lift).__name__}; expected a lift_det.modeling.FeatureUpsampler, a LazyUpsampler or None. "
+            "Wrap modules of other projects in ExternalUpsampler, and compile with lift.compile()."
         )
-    lift.use_features(spec, allow)
-    # reading all weights takes a while, and is for those who compare them
+    lift.use_features(spec, ignore_mismatch)
+    # reading all weights is slow, so only where they can be compared
     if source is not None and source.weights_given and lift.trained_on.weights is not None:
-        lift.trained_on.check(source.feature_spec(), allow)
+        lift.trained_on.check(source.feature_spec(), ignore_mismatch)
     return lift
 
 

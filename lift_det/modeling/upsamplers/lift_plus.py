@@ -1,4 +1,4 @@
-"""LiFT improved: another network, normalised features, an attention pooling in place of bilinear interpolation."""
+"""LiFTPlus: LiFT with another network, standardized features and attention pooling."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .lift import LiFT
 
 NETWORKS = ("trunk", "paper")
 _IMAGE_CHANNELS = 48
-# Every neighbour's share before training, so that the logarithm of bilinear's weights is finite.
+# Added to bilinear's weights, so that their logarithm is finite.
 _PRIOR_SHARE = 0.004
 
 
 @register_upsampler("lift_plus")
 class LiFTPlus(LiFT):
-    """A residual LiFT that learns more in less time; docs/lift_training.md has what each of its parts brings.
+    """A residual LiFT with a faster and more accurate network; see docs/lift_training.md.
 
-    The network is :class:`TrunkNetwork`. Its output is added to an attention pooling of the features, not to their
-    bilinear upsampling. It sees features of one scale, and the lengths of the feature vectors are kept.
+    The output of a :class:`TrunkNetwork` is added to an :class:`AttentionPool` of the features. The network gets
+    standardized features, and the norms of the feature vectors are preserved.
     """
 
-    stated_by_files = ("keep_length",)
+    stated_by_files = ("preserve_norm",)
 
     def __init__(
         self,
@@ -37,37 +37,36 @@ class LiFTPlus(LiFT):
         patch_size: int,
         *,
         network: str = "trunk",
-        pool: int = 3,
-        normalize: bool = True,
-        keep_length: bool = True,
+        attention_kernel: int = 3,
+        standardize: bool = True,
+        preserve_norm: bool = True,
         norm: str = "BN",
         checkpoint: str | os.PathLike = "",
     ) -> None:
         """
         Args:
-            in_channels: C, the ViT's width; a multiple of 4 (of 2 with the paper's network).
-            patch_size, keep_length, norm, checkpoint: as in :class:`LiFT`.
-            network: ``"trunk"``, or ``"paper"`` for LiFT's own.
-            pool: side of the neighbourhood, in the ViT's cells, from which :class:`AttentionPool` takes what the
-                network's output is added to; odd, from 3. 0 is bilinear upsampling.
-            normalize: give the network features of mean 0 and deviation 1 in each channel, and scale what it adds by
-                each channel's deviation: some channels of a ViT are many times as large as others. See
-                :class:`FeatureNorm`.
+            in_channels: C of the ViT's features; a multiple of 4 (of 2 with ``network="paper"``).
+            patch_size, preserve_norm, norm, checkpoint: as in :class:`LiFT`.
+            network: ``"trunk"``, or ``"paper"`` for LiFT's.
+            attention_kernel: side of the neighbourhood of the attention pooling, in cells; odd, at least 3. 0 replaces
+                it by bilinear upsampling.
+            standardize: give the network features of mean 0 and deviation 1 in each channel, and scale its output by
+                each channel's deviation; see :class:`FeatureNorm`.
 
         Raises:
-            ValueError: as :class:`LiFT`; an unknown network, or a pool that is not odd.
+            ValueError: as :class:`LiFT`; an unknown network, or an even ``attention_kernel``.
             CheckpointError: the checkpoint has other settings.
         """
         if network not in NETWORKS:
-            raise ValueError(f"LiFTPlus's network is one of {NETWORKS}, not '{network}'.")
-        if pool and (pool < 3 or pool % 2 == 0):
-            raise ValueError(f"pool={pool}: expected an odd number from 3, or 0.")
+            raise ValueError(f"network='{network}': expected one of {NETWORKS}.")
+        if attention_kernel and (attention_kernel < 3 or attention_kernel % 2 == 0):
+            raise ValueError(f"attention_kernel={attention_kernel}: expected an odd number of at least 3, or 0.")
         self.network = network
         self._divisor = 4 if network == "trunk" else 2
-        super().__init__(in_channels, patch_size, norm=norm, keep_length=keep_length)
-        self.pool_size = pool
-        self.normalize = FeatureNorm(in_channels) if normalize else None
-        self.pool = AttentionPool(self.outc.in_channels, pool) if pool else None
+        super().__init__(in_channels, patch_size, norm=norm, preserve_norm=preserve_norm)
+        self.attention_kernel = attention_kernel
+        self.normalize = FeatureNorm(in_channels) if standardize else None
+        self.pool = AttentionPool(self.outc.in_channels, attention_kernel) if attention_kernel else None
         if checkpoint:
             UpsamplerFile(checkpoint).load_into(self)
 
@@ -84,8 +83,9 @@ class LiFTPlus(LiFT):
     def settings(self) -> dict[str, Any]:
         """See :meth:`FeatureUpsampler.settings`."""
         settings = super().settings()
-        del settings["residual"]  # it always is
-        return {**settings, "network": self.network, "pool": self.pool_size, "normalize": self.normalize is not None}
+        del settings["residual"]
+        settings |= {"network": self.network, "attention_kernel": self.attention_kernel}
+        return {**settings, "standardize": self.normalize is not None}
 
     def _add_network(self, norm: str) -> int:
         if self.network == "paper":
@@ -98,23 +98,19 @@ class LiFTPlus(LiFT):
 
 
 class TrunkNetwork(nn.Module):
-    """Does most of its work at the ViT's own resolution, where a position costs a quarter of what it costs afterwards.
+    """Network that works mostly at the ViT's resolution, where a position costs a quarter.
 
-    The image, cut into patches of 4 pixels by the first convolution, comes down to twice and once the ViT's
-    resolution. Beside the features it goes through residual blocks of half their width; a 1×1 convolution and a pixel
-    shuffle double the resolution, the image's features of that size are added, and one residual block of a quarter of
-    the width follows.
+    Convolutions reduce the image to twice and once the ViT's resolution. Image and features go through residual blocks
+    of half the features' width. A 1×1 convolution and a pixel shuffle double the resolution, the image's features of
+    that size are added, and a residual block of a quarter of the width follows.
+
+    Args:
+        in_channels: C, a multiple of 4.
+        patch_pixels: pixels per patch of the image, 8 or 16.
+        norm: for :func:`detectron2.layers.get_norm`.
     """
 
-    def __init__(self, in_channels: int, patch_pixels: int, norm: str, blocks: int = 2, high_blocks: int = 1) -> None:
-        """
-        Args:
-            in_channels: C, a multiple of 4.
-            patch_pixels: of the images it is given, 8 or 16.
-            norm: as :func:`detectron2.layers.get_norm` knows it.
-            blocks: residual blocks at the ViT's resolution.
-            high_blocks: and at twice that.
-        """
+    def __init__(self, in_channels: int, patch_pixels: int, norm: str) -> None:
         super().__init__()
         width, self.out_channels = in_channels // 2, in_channels // 4
         image = _IMAGE_CHANNELS
@@ -132,10 +128,10 @@ class TrunkNetwork(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.reduce = nn.Conv2d(in_channels + image, width, kernel_size=1)
-        self.blocks = nn.Sequential(*(_ResidualBlock(width, norm) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(_ResidualBlock(width, norm) for _ in range(2)))
         self.expand = nn.Conv2d(width, 4 * self.out_channels, kernel_size=1)
         self.image_to_high = nn.Conv2d(image, self.out_channels, kernel_size=1)
-        self.high_blocks = nn.Sequential(*(_ResidualBlock(self.out_channels, norm) for _ in range(high_blocks)))
+        self.high_blocks = nn.Sequential(_ResidualBlock(self.out_channels, norm))
         self.last = nn.Sequential(get_norm(norm, self.out_channels) or nn.Identity(), nn.ReLU(inplace=True))
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
@@ -147,23 +143,21 @@ class TrunkNetwork(nn.Module):
 
 
 class FeatureNorm(nn.Module):
-    """Gives features mean 0 and deviation 1 in each channel, by statistics of the first maps that are trained on.
+    """Standardizes each channel of the features by statistics of the first training batches, of all processes.
 
-    Unlike BatchNorm it does the same in training and in evaluation, however small the batch, and keeps the differences
-    between images. The statistics are means over the first ``calls`` calls in training, of all processes, then stay.
+    Unlike BatchNorm it computes the same in training and evaluation, and preserves differences between images.
+
+    Args:
+        channels: C of the features.
+        calls: number of training batches whose statistics are averaged.
     """
 
     def __init__(self, channels: int, calls: int = 200) -> None:
-        """
-        Args:
-            channels: C of the features.
-            calls: how many batches of maps are looked at.
-        """
         super().__init__()
         self.calls = calls
-        self._settled = False  # what `seen` says, without asking the device
+        self._settled = False  # seen >= calls, cached to avoid a device synchronisation
         self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("square", torch.ones(channels))  # of the features, averaged
+        self.register_buffer("square", torch.ones(channels))  # mean of the squares
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -171,15 +165,15 @@ class FeatureNorm(nn.Module):
         if self.training and not self._settled:
             self._settled = bool(self.seen >= self.calls)
             if not self._settled:
-                self._look_at(features.detach().float())
+                self._update(features.detach().float())
         return (features - self.mean.view(-1, 1, 1)) / self.deviation()
 
     def deviation(self) -> Tensor:
-        """(C, 1, 1), of each channel."""
+        """Standard deviation of each channel, (C, 1, 1)."""
         return (self.square - self.mean.square()).clamp(min=1e-6).sqrt().view(-1, 1, 1)
 
     @torch.no_grad()
-    def _look_at(self, features: Tensor) -> None:
+    def _update(self, features: Tensor) -> None:
         batch = torch.stack([features.mean(dim=(0, 2, 3)), features.square().mean(dim=(0, 2, 3))])
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(batch)
@@ -190,20 +184,18 @@ class FeatureNorm(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Doubles a map by weighted means: each new cell takes ``size``² old ones around it, by weights of its own.
+    """Doubles a map; each new cell is a weighted mean of the ``size``² old cells around it.
 
-    The weights are a softmax over the neighbours of what a 1×1 convolution reads from the hidden map, added to a
-    learned constant that starts as the logarithm of bilinear interpolation's weights. All channels share them, so that
-    a mean stays among the features there were; the cost is linear in the number of cells. UPLiFT, the successor of
-    LiFT by its authors, ends in such a pooling to keep recursion from drifting.
+    The weights are a softmax over the neighbours. Its logits come from a 1×1 convolution of the hidden map and a
+    learned constant, which starts as the logarithm of bilinear interpolation's weights. All channels share them.
+    UPLiFT, the successor of LiFT by its authors, has such a pooling to keep recursion from drifting.
+
+    Args:
+        hidden_channels: of the hidden map.
+        size: side of the neighbourhood, odd.
     """
 
     def __init__(self, hidden_channels: int, size: int) -> None:
-        """
-        Args:
-            hidden_channels: of the map that the weights are read from.
-            size: side of the neighbourhood in old cells, odd.
-        """
         super().__init__()
         self.size = size
         self.logits = nn.Conv2d(hidden_channels, size * size, kernel_size=1)
@@ -218,7 +210,7 @@ class AttentionPool(nn.Module):
         logits = F.pixel_unshuffle(self.logits(hidden), 2)  # (N, size² · 4, h, w): a cell's four children
         logits = logits.unflatten(1, (neighbours, 4)).permute(0, 3, 4, 2, 1) + self.prior  # (N, h, w, 4, size²)
         weights = logits.float().softmax(dim=-1).reshape(-1, 4, neighbours).to(features.dtype)
-        # at the border the outermost cells repeat, as in bilinear interpolation
+        # the outermost cells repeat at the border, as in bilinear interpolation
         padded = F.pad(features, (self.size // 2,) * 4, mode="replicate")
         windows = padded.permute(0, 2, 3, 1).contiguous().unfold(1, self.size, 1).unfold(2, self.size, 1)
         windows = windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, neighbours, channels)  # (N·h·w, size², C)
@@ -229,16 +221,16 @@ class AttentionPool(nn.Module):
 
 
 def _bilinear_weights(size: int) -> Tensor:
-    """(4, size²): what each child of a cell takes of the neighbours in bilinear interpolation, rows first."""
+    """Bilinear weights of the neighbours for the four children of a cell, rows first: (4, size²)."""
     middle = size // 2
-    shares = torch.zeros(2, size)  # of the first and of the second child along one side
+    shares = torch.zeros(2, size)  # of the first and second child along one side
     shares[:, middle] = 0.75
     shares[0, middle - 1] = shares[1, middle + 1] = 0.25
     return torch.einsum("ay,bx->abyx", shares, shares).reshape(4, size * size)
 
 
 class _ResidualBlock(nn.Module):
-    """x + two 3×3 convolutions, each behind a norm and ReLU; starts as x."""
+    """x plus two 3×3 convolutions, each after a norm and a ReLU; starts as the identity."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()

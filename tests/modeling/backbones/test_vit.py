@@ -26,7 +26,7 @@ ARGUMENTS = dict(
 def _pair(use_act_checkpoint=False, **kwargs):
     torch.manual_seed(0)
     upstream = UpstreamViT(**(ARGUMENTS | kwargs))
-    for p in upstream.parameters():  # not zero anywhere, where something could be forgotten
+    for p in upstream.parameters():  # zeros would hide mistakes
         torch.nn.init.normal_(p, std=0.1)
     ours = ViT(**(ARGUMENTS | kwargs), use_act_checkpoint=use_act_checkpoint)
     ours.load_state_dict(upstream.state_dict(), strict=True)
@@ -41,10 +41,10 @@ def _same_gradients(upstream, ours):
         assert_close(b.grad / scale, a.grad / scale, atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("size", [(64, 64), (32, 96), (16, 80), (48, 48), (256, 112)])
+@pytest.mark.parametrize("size", [(32, 96), (48, 48), (256, 112)])
 @pytest.mark.parametrize("arguments", [{}, dict(qkv_bias=False), dict(use_rel_pos=False), dict(window_size=0)])
 def test_is_upstreams(size, arguments, monkeypatch):
-    """With and without gradients (the CPU then goes through the map in pieces), and the gradients themselves."""
+    """With gradients, and without, where the CPU computes the map in pieces."""
     monkeypatch.setattr(vit_module, "_CPU_TOKENS", 30)
     upstream, ours = _pair(**arguments)
     x = torch.randn(2, 3, *size)
@@ -60,7 +60,6 @@ def test_is_upstreams(size, arguments, monkeypatch):
 
 
 def test_stochastic_depth_drops_whole_branches():
-    """Upstream's random numbers, in upstream's order."""
     upstream, ours = _pair(drop_path_rate=0.5)
     x, maps = torch.randn(8, 3, 64, 64), []
     for vit in (upstream, ours):
@@ -87,7 +86,6 @@ def test_under_autocast_errs_no_more_than_upstream():
 
 
 def test_compiles_into_one_graph():
-    """Forward and backward: the operators have fake implementations, and nothing breaks the graph."""
     _, ours = _pair()
     x = torch.randn(1, 3, 64, 80)
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
@@ -104,54 +102,34 @@ def test_compiles_into_one_graph():
         assert_close(p.grad, wanted[name], atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_takes_what_a_linear_layer_takes():
-    _, ours = _pair()
-    tokens = torch.randn(2, 5, 32)
-    expected = ours.blocks[0].mlp(tokens)
-    with torch.no_grad():
-        assert_close(ours.eval().blocks[0].mlp(tokens), expected)
-    assert ours.to("meta")(torch.zeros(1, 3, 64, 64, device="meta"))["map"].shape == (1, 32, 4, 4)
+def _kept_elements(vit, x):
+    """Elements of the tensors that the forward pass keeps for the backward."""
+    sizes = {}
+
+    def pack(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.itemsize
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = vit.train()(x)["map"]
+    out.square().sum().backward()
+    return sum(sizes.values())
 
 
 def test_keeps_no_scores_for_the_backward():
     upstream, ours = _pair(window_size=0)
-    kept = []
-    for vit in (upstream, ours):
-        sizes = {}
-
-        def pack(tensor, sizes=sizes):
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        x = torch.randn(1, 3, 448, 448)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            out = vit(x)["map"]
-        kept.append(sum(sizes.values()))
-        del out
-    assert kept[1] < 0.4 * kept[0]
+    x = torch.randn(1, 3, 448, 448)
+    assert _kept_elements(ours, x) < 0.4 * _kept_elements(upstream, x)
 
 
 def test_checkpointing_changes_neither_names_nor_gradients():
     plain, checkpointed = _pair(use_act_checkpoint=True)
     assert list(plain.state_dict()) == list(checkpointed.state_dict())
     x = torch.randn(1, 3, 64, 64)
-    saved = []
-    for vit in (plain, checkpointed):
-        count = 0
-
-        def pack(tensor):
-            nonlocal count
-            count += tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            out = vit.train()(x)["map"]
-        out.square().sum().backward()
-        saved.append(count)
+    assert _kept_elements(checkpointed, x) < 0.5 * _kept_elements(plain, x)
     _same_gradients(plain, checkpointed)
-    assert saved[1] < 0.5 * saved[0]  # what it is for
 
 
-def test_part_of_a_patch_is_refused():
-    with pytest.raises(ValueError, match="patches of 16 pixels.*72×64"):
+def test_images_of_partial_patches():
+    with pytest.raises(ValueError, match="16 .*72×64"):
         ViT(**ARGUMENTS)(torch.zeros(1, 3, 72, 64))

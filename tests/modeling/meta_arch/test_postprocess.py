@@ -1,4 +1,4 @@
-"""Masks of a detector's output in both formats, against detectron2's own post-processing and evaluator."""
+"""Masks in both formats against detectron2's post-processing and evaluator."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from lift_det import model_zoo
 from lift_det.modeling import GeneralizedRCNN
 from lift_det.modeling.meta_arch.postprocess import RLEList, detector_postprocess
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def raw_instances(number: int, masks: bool = True, keypoints: bool = False) -> Instances:
-    """What heads give for an image of 60 × 90 pixels: some boxes reach out of it, some are empty."""
+    """Predictions for an image of 60 × 90 pixels; some boxes reach out of it, some are empty."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(number, 4, generator=generator) * 60 - 10
     boxes[:, 2:] += boxes[:, :2] + 5
@@ -52,7 +54,7 @@ def assert_same(found: Instances, expected: Instances, ignore: tuple[str, ...] =
 
 @pytest.mark.parametrize("size", [(60, 90), (121, 95), (31, 44)])
 @pytest.mark.parametrize("kind", ["masks", "ROIMasks", "keypoints", "boxes"])
-def test_both_formats_against_detectron2(kind: str, size: tuple[int, int]) -> None:
+def test_both_formats(kind: str, size: tuple[int, int]) -> None:
     raw = raw_instances(20, masks=kind != "boxes", keypoints=kind == "keypoints")
     if kind == "ROIMasks":
         raw.pred_masks = ROIMasks(raw.pred_masks[:, 0])
@@ -77,7 +79,7 @@ def test_nothing_found() -> None:
     assert len(found) == 0 and found.pred_masks_rle == []
 
 
-def test_rles_are_indexed_as_other_fields() -> None:
+def test_rles_are_indexed() -> None:
     found = detector_postprocess(raw_instances(20), 60, 90, mask_format="rle")
     everything = list(found.pred_masks_rle)
     high = found.scores > 0.5
@@ -94,7 +96,7 @@ def test_rles_are_indexed_as_other_fields() -> None:
 
 
 def small_model(mask_format: str) -> nn.Module:
-    """A shipped config with a ViT and heads that build in an instant; untrained, it takes all it finds for objects."""
+    """A shipped config with a small ViT and heads; untrained, it detects everything."""
     torch.manual_seed(0)
     cfg = model_zoo.get_config("COCO/mask_rcnn_lift_vitdet_b_fast_100ep.py").model
     cfg.backbone.net.update(embed_dim=64, depth=2, num_heads=2, window_block_indexes=[0])
@@ -112,7 +114,7 @@ def small_model(mask_format: str) -> nn.Module:
 
 
 @torch.no_grad()
-def test_model_gives_what_detectron2_makes_of_the_same_heads() -> None:
+def test_model_against_detectron2s_postprocessing() -> None:
     bitmask, rle = small_model("bitmask"), small_model("rle")
     generator = torch.Generator().manual_seed(1)
     batch = [
@@ -141,5 +143,5 @@ def test_format_in_configs() -> None:
     model = build_model(cfg)
     assert isinstance(model, GeneralizedRCNN) and model.mask_format == "rle"
     cfg.MODEL.LIFT.MASK_FORMAT = "polygon"
-    with pytest.raises(ValueError, match="expected 'bitmask' or 'rle', got 'polygon'"):
+    with pytest.raises(ValueError, match="polygon"):
         build_model(cfg)

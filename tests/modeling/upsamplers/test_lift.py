@@ -27,7 +27,7 @@ def _inputs(patch_size: int, channels: int = 8, batch: int = 2, size: tuple[int,
 
 
 @pytest.mark.parametrize("patch_size", [8, 16])
-def test_plain_lift_is_the_authors(patch_size):
+def test_authors_network(patch_size):
     expected = AUTHORS[str(patch_size)]
     lift = LiFT(8, patch_size, residual=False).eval()
     assert {k: list(v.shape) for k, v in lift.state_dict().items()} == expected["keys"]
@@ -37,13 +37,8 @@ def test_plain_lift_is_the_authors(patch_size):
     assert_close(output, torch.tensor(expected["output"]).reshape(expected["shape"]), atol=1e-6, rtol=0)
 
 
-def test_size_is_the_papers():
-    parameters = sum(p.numel() for p in LiFT(384, 16, residual=False).parameters())
-    assert parameters == 1_187_280
-
-
 @pytest.mark.parametrize("patch_size", [8, 14, 16, 32])
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 2)])
 @pytest.mark.parametrize("residual", [True, False])
 def test_doubles_any_rectangle(patch_size, size, residual):
     images, features = _inputs(patch_size, size=size)
@@ -55,20 +50,12 @@ def test_residual_begins_as_bilinear_and_then_trains():
     lift = LiFT(8, 14)
     assert torch.equal(lift(images, features), bilinear_2x(features))
     optimizer = torch.optim.SGD(lift.parameters(), lr=0.1)
-    for _ in range(2):  # the last layer starts at zero: what is below it has gradients from the second step on
+    for _ in range(2):  # the last layer starts at zero, so the others get gradients from the second step on
         optimizer.zero_grad()
         lift(images, features).square().mean().backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in lift.parameters() if p.dim() > 1)
     assert not torch.equal(lift(images, features), bilinear_2x(features))
-
-
-def test_patch_14_sees_the_image_as_patch_16_sees_it_enlarged():
-    lift14, lift16 = LiFT(8, 14, residual=False).eval(), LiFT(8, 16, residual=False).eval()
-    lift16.load_state_dict(lift14.state_dict())
-    images, features = _inputs(14)
-    enlarged = torch.nn.functional.interpolate(images, size=(32, 48), mode="bilinear", align_corners=False)
-    assert_close(lift14(images, features), lift16(enlarged, features), atol=1e-6, rtol=0)
 
 
 def test_recursion_enlarges_the_image_between_steps():
@@ -80,14 +67,13 @@ def test_recursion_enlarges_the_image_between_steps():
     assert_close(lift(images, features, (8, 12)), by_hand, atol=1e-6, rtol=0)
     assert torch.equal(lift.upsample(images, features, 2), lift(images, features, (8, 12)))
     assert torch.equal(lift.upsample(images, features, 0), features)
-    # what is left after doublings is resized
+    # resized after the doublings
     assert_close(lift(images, features, (6, 11)), resize(by_hand, (6, 11)), atol=1e-6, rtol=0)
     assert torch.equal(lift(images, features, (2, 3)), features)
 
 
 @pytest.mark.parametrize("patch_size", [8, 14, 16])
-def test_every_step_looks_at_the_image_at_its_own_resolution(patch_size):
-    """A larger image is reduced to what the ViT would see for each step's map: what LiFT was trained on."""
+def test_each_step_resizes_the_image_to_its_map(patch_size):
     torch.manual_seed(0)
     lift = LiFT(8, patch_size, residual=False).eval()
     _, features = _inputs(patch_size)
@@ -98,27 +84,18 @@ def test_every_step_looks_at_the_image_at_its_own_resolution(patch_size):
     assert_close(lift.upsample(whole, features, 2), lift(half, once), atol=1e-6, rtol=0)
 
 
-def test_double_and_half_are_torchs():
-    images, features = _inputs(14)
-    lift = LiFT(8, 14, residual=False).eval()
-    expected = lift(images, features)
-    assert_close(lift.double()(images.double(), features.double()).float(), expected, atol=1e-5, rtol=1e-5)
-    assert_close(lift.half()(images.half(), features.half()).float(), expected, atol=2e-2, rtol=2e-2)
-
-
 @pytest.mark.parametrize(
     ("images", "features", "message"),
     [
-        ((1, 3, 32, 32), (1, 8, 2, 3), "maps of 2×3 do not belong to 1 images of 32×32 pixels"),
-        ((1, 3, 32, 96), (1, 8, 2, 3), "images of 32×96"),
-        ((1, 3, 1024, 1041), (1, 8, 64, 64), "images of 1024×1041"),
-        ((2, 3, 32, 48), (1, 8, 2, 3), "1 maps of 2×3 do not belong to 2 images"),
-        ((1, 3, 32, 48), (1, 9, 2, 3), "for 8 channels; the features have 9"),
-        ((1, 1, 32, 48), (1, 8, 2, 3), "takes images"),
-        ((1, 3, 32, 48), (1, 6, 8), "takes images"),
+        ((1, 3, 32, 32), (1, 8, 2, 3), "2×3.*32×32"),
+        ((1, 3, 1024, 1041), (1, 8, 64, 64), "1024×1041"),
+        ((2, 3, 32, 48), (1, 8, 2, 3), "1 .* 2 "),
+        ((1, 3, 32, 48), (1, 9, 2, 3), "8 .* 9"),
+        ((1, 1, 32, 48), (1, 8, 2, 3), r"\(1, 1, 32, 48\)"),
+        ((1, 3, 32, 48), (1, 6, 8), r"\(1, 6, 8\)"),
     ],
 )
-def test_wrong_shapes_are_named(images, features, message):
+def test_wrong_shapes(images, features, message):
     with pytest.raises(ValueError, match=message):
         LiFT(8, 16)(torch.zeros(images), torch.zeros(features))
 
@@ -129,10 +106,10 @@ def test_images_need_not_be_whole_patches():
         assert lift(torch.randn(1, 3, *size), torch.randn(1, 8, 2, 3)).shape == (1, 8, 4, 6)
 
 
-def test_unknown_patch_size_and_odd_width():
-    with pytest.raises(ValueError, match=r"\(8, 14, 16, 32\), not 12"):
+def test_wrong_sizes():
+    with pytest.raises(ValueError, match=r"\(8, 14, 16, 32\).* 12"):
         LiFT(8, 12)
-    with pytest.raises(ValueError, match="multiple of 2, got 7"):
+    with pytest.raises(ValueError, match=" 2.* 7"):
         LiFT(7, 16)
 
 
