@@ -1,4 +1,4 @@
-"""Packaging of lift_det. `make install` sets a checkout up; this file says what is installed and what it needs."""
+"""Packaging of lift_det. `make install` sets up a checkout."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 CONFIG_SUFFIXES = (".py", ".yaml")
 
-# detectron2 is not in this list because the package index has no release of it with ViTDet (the last one is 0.6, of
-# 2021): a requirement on the name would install a detectron2 that cannot work. `tools/install_detectron2.py` installs
-# one that does, or keeps yours; `import lift_det` says so where there is none. It is installed without its
-# dependencies (it declares numpy<2), so the second half of the list carries them.
+# detectron2 is not a requirement because its last release on the package index (0.6, of 2021) has no ViTDet.
+# tools/install_detectron2.py installs a newer one without its dependencies, because it declares numpy<2. They are the
+# second half of the list.
 INSTALL_REQUIRES = [
-    # torch.library.custom_op is of 2.4.
+    # torch.library.custom_op was added in 2.4.
     "torch>=2.4",
     "torchvision>=0.19",
-    # forward_intermediates on every ViT, and the DINOv3 models.
+    # has forward_intermediates on every ViT, and the DINOv3 models
     "timm>=1.0.20",
     "numpy>=1.24",
     "safetensors>=0.4",
-    "shapely>=2",  # fvcore crops polygons with it: the large-scale jitter
+    "shapely>=2",  # fvcore crops polygons with it
     "pycocotools>=2.0.7",
-    # The COCO and LVIS evaluation; before 1.2.1 LVIS's limit on detections was another (docs/evaluation.md).
+    # COCO and LVIS evaluation; before 1.2.1, LVIS had another limit on detections (docs/evaluation.md)
     "hotcoco>=1.2.1,<2",
-    # Headless, because the other one needs libGL, which servers and containers lack; without it not even
-    # `import detectron2` works. Nothing here opens a window. Both install the same `cv2`: keep only one of them.
+    # Headless, because the other package needs libGL, which servers and containers lack. Both install `cv2`, so only
+    # one of them may be installed.
     "opencv-python-headless>=4.8",
-    # What detectron2 needs, besides what is above.
+    # requirements of detectron2 that are not above
     "black",
     "cloudpickle",
     "fvcore>=0.1.5.post20221221",
@@ -42,7 +41,7 @@ INSTALL_REQUIRES = [
     "packaging",
     "Pillow>=7.1",
     "PyYAML>=5.1",
-    # detectron2's model_zoo imports pkg_resources, which setuptools drops after 80.
+    # detectron2's model_zoo imports pkg_resources, which setuptools 81 removed
     "setuptools<81",
     "tabulate",
     "tensorboard",
@@ -51,17 +50,17 @@ INSTALL_REQUIRES = [
     "yacs>=0.1.8",
 ]
 
-# `lift-det export` to ONNX; a .pt2 needs torch alone.
+# `lift-det export` to ONNX
 EXPORT_REQUIRES = [
     "onnx>=1.16",
     "onnxruntime>=1.20",
-    # the one that was tested; earlier ones may resize otherwise at the border, which the comparison would find
+    # earlier versions are untested
     "onnxscript>=0.7",
 ]
 
 DEV_REQUIRES = [
     *EXPORT_REQUIRES,
-    # tests/docs runs docs/tour.ipynb; `make docs` is pdoc's.
+    # nbclient runs docs/tour.ipynb in tests/docs; pdoc is for `make docs`
     "ipykernel>=6.29",
     "jupyter_client>=8.6",
     "nbclient>=0.10.1",
@@ -70,17 +69,17 @@ DEV_REQUIRES = [
     "pre-commit",
     "pytest>=8",
     "pytest-xdist",
-    # The formatter's output changes between minor versions: constraints.txt pins the one that the project uses.
+    # constraints.txt pins the version, because the formatter's output changes between minor versions
     "ruff>=0.9",
-    # tests/checkpoint runs its ViTs on the weights that lift_det reads from its files; skipped without it.
+    # a reference in tests/checkpoint, which are skipped without it
     "transformers>=4.50",
-    # tests/test_packaging.py builds the wheel without build isolation, so that it needs no network.
+    # tests/test_packaging.py builds the wheel without build isolation and network
     "wheel",
 ]
 
 
 def read_version() -> str:
-    """The version from lift_det/version.py, read as text: importing the package would need all that it needs."""
+    """Reads the version without importing the package, which would need its requirements."""
     text = (ROOT / "lift_det" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
@@ -89,17 +88,15 @@ def read_version() -> str:
 
 
 def read_readme() -> str:
-    """The README for the package's page; empty where a partial copy of the sources has none."""
+    """Reads README.md, or returns an empty text if a partial copy of the sources has none."""
     readme = ROOT / "README.md"
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
 def config_packages() -> dict[str, str]:
-    """Package name -> folder relative to the root, for `configs/` and every folder under it that holds configs.
+    """Returns the folders of configs, relative to the root, by the names of the packages that they become.
 
-    The configs stand at the top of the checkout, where detectron2's users look for them, and travel in the wheel as
-    `lift_det/model_zoo/configs/`, where `lift_det.model_zoo` looks for them. detectron2 does this with a symbolic
-    link that it makes in the source tree; a mapping of folders needs none.
+    `configs/` is at the top of the checkout, as in detectron2, and is installed as `lift_det/model_zoo/configs/`.
     """
     mapping = {}
     for folder in sorted({path.parent for path in (ROOT / "configs").rglob("*") if path.suffix in CONFIG_SUFFIXES}):
@@ -110,8 +107,7 @@ def config_packages() -> dict[str, str]:
 
 
 class CleanBuildPy(build_py):
-    """`build_py` from an empty folder: pip builds in the source tree, and a config that was renamed or removed since
-    the last build would otherwise still be in `build/`, and so in the wheel."""
+    """Removes the last build first, because it may contain configs that were renamed or removed since."""
 
     def run(self) -> None:
         if not self.editable_mode:

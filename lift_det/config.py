@@ -7,6 +7,8 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,11 @@ _RENAMED_ARGUMENTS = {
     "LiFTPlus": _LIFT_ARGUMENTS,
     "LiFTPretraining": {"norm": "final_norm", "freeze_norm": "freeze_batchnorm"},
     "TimmViT": {"norm": "final_norm", "allow_unexpected": "ignore_unexpected"},
+}
+_RENAMED_YACS = {
+    "MODEL.VIT.NORM": "MODEL.VIT.FINAL_NORM",
+    "MODEL.LIFT.ALLOW_LIFT": "MODEL.LIFT.IGNORE_MISMATCH",
+    "MODEL.LIFT.ALLOW_PARTIAL": "MODEL.IGNORE_MISMATCH",
 }
 
 
@@ -151,15 +158,25 @@ def _is_yacs(path: str) -> bool:
 def _load_yacs(path: str) -> CfgNode:
     cfg = get_cfg()
     add_lift_config(cfg)
-    cfg.MODEL.VIT.NORM = None  # the old name of FINAL_NORM
+    for old in _RENAMED_YACS:
+        node, key = _yacs_node(cfg, old)
+        node[key] = None
     try:
         cfg.merge_from_file(path)
     except KeyError as error:
         raise ValueError(f"'{path}' cannot be read: {error.args[0]}.") from error
-    final_norm = cfg.MODEL.VIT.pop("NORM")
-    if final_norm is not None:
-        cfg.MODEL.VIT.FINAL_NORM = final_norm
+    for old, new in _RENAMED_YACS.items():
+        node, key = _yacs_node(cfg, old)
+        value = node.pop(key)
+        if value is not None:
+            node, key = _yacs_node(cfg, new)
+            node[key] = value
     return cfg
+
+
+def _yacs_node(cfg: CfgNode, name: str) -> tuple[CfgNode, str]:
+    *path, key = name.split(".")
+    return reduce(getitem, path, cfg), key
 
 
 def _upgrade(node: DictConfig | ListConfig) -> None:
@@ -179,6 +196,8 @@ def _upgrade(node: DictConfig | ListConfig) -> None:
         node._target_ = "lift_det.LiFTPlus" if improved else "lift_det.LiFT"
         for key in ("residual",) if improved else ("network", "pool", "normalize"):
             node.pop(key)
+    elif name == "LiFTPretraining":
+        node.pop("mirror", None)  # an option that was removed
     elif name == "LiFTFeaturePyramid" and "scale_factors" in node:  # replaced by level_strides
         lift = node.get("lift")
         if lift is not None and "patch_size" in lift:

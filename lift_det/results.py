@@ -33,7 +33,7 @@ class EvaluationResult:
         name: name in tables.
         figures: metrics by task, for a detector in percent, such as ``{"bbox": {"AP": 31.2, "AP-person": 40.0}}``. A
             metric is NaN if there are no objects for it.
-        dataset: name or annotation file of the data set.
+        dataset: name or annotation file of the dataset.
         num_images: number of evaluated images.
         objects: number of objects of each class, without crowds, in class order.
         config, weights: paths.

@@ -27,3 +27,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a tiny Mask R-CNN, not to be changed."""
+    from tests.engine.tiny_detector import write_output_folder
+
+    return write_output_folder(tmp_path_factory.mktemp("training") / "output")

@@ -1,4 +1,4 @@
-"""What importing lift_det does in a fresh process: it registers names, and nothing else."""
+"""Importing lift_det in a new process only registers names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = ROOT / "lift_det"
 
 
 def run_python(source: str) -> subprocess.CompletedProcess[str]:
-    """Runs source in a fresh interpreter that finds lift_det in this checkout."""
+    """Runs code in a new interpreter that imports lift_det from this checkout."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", textwrap.dedent(source)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -70,8 +70,8 @@ def test_import_without_detectron2_names_the_command() -> None:
     assert "sal-detectron2==" in last_lines and "--no-deps" in last_lines and "--target" in last_lines
 
 
-def test_requirements_check_tells_the_cases_apart(tmp_path: Path) -> None:
-    """Not installed, a mere folder, too old, without pkg_resources, and fine; without importing torch or detectron2."""
+def test_requirements_check(tmp_path: Path) -> None:
+    """It finds each problem without importing torch or detectron2."""
     old = tmp_path / "old" / "detectron2"
     old.mkdir(parents=True)
     (old / "__init__.py").write_text("raise RuntimeError('must not be imported')")

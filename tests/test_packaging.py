@@ -1,4 +1,4 @@
-"""The wheel contains the configs and works from any folder; version ranges and pins fit together."""
+"""The wheel is complete and works, requirements fit the pins, and detectron2 is installed safely."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIST_INFO = f"lift_det-{__version__}.dist-info"
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, because pip builds in the source tree, with more configs and with a stale build."""
+    """A copy of the sources, because pip builds in the source tree, with additional configs and an old build."""
     folder = tmp_path_factory.mktemp("sources")
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "lift_det_cli.py"):
         shutil.copy(ROOT / name, folder / name)

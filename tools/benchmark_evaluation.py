@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Times COCO's evaluate and accumulate with pycocotools and with hotcoco, and compares their results.
+"""Compares the time and the results of COCO evaluation with pycocotools and with hotcoco.
 
     python tools/benchmark_evaluation.py datasets/coco/annotations/instances_val2017.json detections.json
 
-tools/make_detections.py writes such a results file. The libraries alternate after a warm-up; times are medians.
-faster-coco-eval is included if it is installed. Loading is timed separately.
+tools/make_detections.py writes such a results file. The libraries alternate after a warm-up; times are medians, with
+loading apart from evaluate and accumulate. faster-coco-eval is included if it is installed.
 """
 
 import argparse
@@ -59,16 +59,16 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}")
     print(f"{versions}, numpy {np.__version__}")
     print(f"{len(results)} detections, medians of {args.rounds} rounds\n")
-    header = ("", "load", "evaluate + accumulate", "of pycocotools'", "12 figures differ by", "class APs by")
+    header = ("", "load", "evaluate + accumulate", "of pycocotools'", "12 metrics differ by", "class APs by")
     print(tabulate(rows, headers=header, tablefmt="github", disable_numparse=True))
 
 
 def _run(
     name: str, path: str, results: list[dict[str, Any]], iou_type: str
 ) -> tuple[tuple[float, float], np.ndarray, np.ndarray]:
-    """Seconds of loading and of evaluating, COCO's twelve figures, and each class's AP."""
+    """Returns the seconds of loading and of evaluation, COCO's twelve metrics, and the AP of each class."""
     coco_class, eval_class = LIBRARIES[name]
-    # copies, because pycocotools modifies them; for masks without boxes, as in detectron2
+    # Copies, because pycocotools modifies them. As in detectron2, boxes are removed for masks.
     results = [{k: v for k, v in result.items() if k != "bbox" or iou_type == "bbox"} for result in results]
     with contextlib.redirect_stdout(io.StringIO()):
         start = time.perf_counter()
@@ -80,8 +80,8 @@ def _run(
         end = time.perf_counter()
         evaluation.summarize()
     precision = np.array(evaluation.eval["precision"])[:, :, :, 0, -1]  # (thresholds, recalls, classes)
-    of_class = [values[values > -1].mean() if (values > -1).any() else -1.0 for values in np.moveaxis(precision, 2, 0)]
-    return (loaded - start, end - loaded), np.array(evaluation.stats)[:12], np.array(of_class)
+    class_aps = [values[values > -1].mean() if (values > -1).any() else -1.0 for values in np.moveaxis(precision, 2, 0)]
+    return (loaded - start, end - loaded), np.array(evaluation.stats)[:12], np.array(class_aps)
 
 
 if __name__ == "__main__":

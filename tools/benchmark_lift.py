@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Parameters, multiplications and time of LiFT's variants, as shares of the ViT's for the same image.
+"""Compares parameters, multiplications and time of LiFT's variants with those of the ViT for the same image.
 
     python tools/benchmark_lift.py --backbone vit_small_patch14_dinov2.lvd142m --image-size 224 --batch-size 4
 
@@ -66,7 +66,7 @@ def main() -> None:
     ]
     print(f"{args.backbone}, {args.batch_size} images of {args.image_size} pixels\n")
     print_machine(args.device, torch.get_num_threads(), args.rounds, memory=False)
-    header = ("", "parameters", "multiplications per image", "of the ViT's", "time", "of the ViT's")
+    header = ("", "parameters", "multiplications per image", "relative to the ViT", "time", "relative to the ViT")
     print(tabulate(rows, headers=header, tablefmt="github", disable_numparse=True))
 
 

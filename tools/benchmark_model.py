@@ -1,23 +1,23 @@
 #!/usr/bin/env python
-"""Seconds per image and peak memory of a config's model, beside the stock ViTDet of detectron2's model zoo.
+"""Measures time per image and peak memory of a config's model, and of ViTDet from detectron2's model zoo.
 
     python tools/benchmark_model.py COCO/mask_rcnn_vitdet_b_100ep --part backbone --mode both
     python tools/benchmark_model.py path/to/config.py model.mask_format=rle --mode infer --profile
 
 The side "detectron2" is common/models/mask_rcnn_vitdet.py with detectron2's own classes. If the config has
-lift_det.ViT, the stock ViT has the same arguments; --stock overrides other keys of the stock config. Images are square.
+lift_det.ViT, detectron2's ViT gets the same arguments. --stock overrides other keys of detectron2's config.
 
 Parts (--part):
 
-- model: the whole detector, from the image to pasted masks or losses. Every box head is biased to find the first class
-  in each proposal, so that NMS, mask head and pasting have as much to do as in a real image. Training has 10 objects
-  per image.
+- model: the whole detector, from the image to pasted masks or losses. Every box head is biased to detect the first
+  class in each proposal, because NMS, mask head and pasting are only slow if there are objects. Training images have 10
+  objects each.
 - backbone: the ViT, LiFT and the pyramid.
 - features: the ViT and LiFT, without the pyramid; for a config with LiFT, the ViT alone is a third row.
 - net: the ViT alone, on the image after input_scale.
 
-Each side has a process of its own; the sides alternate after a warm-up. Weights are random, and the same on both sides
-where names agree; images are noise. "train" is forward and backward without the optimizer's step.
+Each side has its own process; the sides alternate after a warm-up. Weights are random, and equal for parameters with
+the same name. Images are square and random. "train" is forward and backward without the optimizer's step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.config} {' '.join(options.overrides)}: {options.part}, ", end="")
     print(f"batch {options.batch} of {options.image_size} pixels\n")
     print_machine(options.device, options.threads, options.repeats)
-    header = ("side", "mode", "dtype", "median an image", "min – max", "of detectron2's", "peak", "of detectron2's")
+    header = ("side", "mode", "dtype", "median per image", "min – max", "of detectron2's", "peak", "of detectron2's")
     print_row(*header, header=True)
     notes = []
     for mode in ("infer", "train") if options.mode == "both" else (options.mode,):
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build_sides(options: argparse.Namespace, mode: str) -> dict[str, Callable[[], Pass]]:
-    """Functions that build the sides, by name."""
+    """Returns functions that build the sides, by name."""
     config = our_config(options.config, options.overrides, options.image_size)
     ours = Settings(
         config=options.config,
@@ -121,7 +121,7 @@ def _difference(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
 
 
 def _profile(job: Pass, device: str) -> str:
-    """One pass by operator."""
+    """Returns a table of the operators of one pass."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.startswith("cuda"):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -134,22 +134,22 @@ def _profile(job: Pass, device: str) -> str:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("config", help="a LazyConfig: a name from lift_det.model_zoo, or a file")
+    add("config", help="a LazyConfig: a name in configs/, or a path")
     add("overrides", nargs="*", metavar="key=value", help="overrides of the config")
     add("--stock", nargs="+", default=[], metavar="key=value", help="overrides of the stock config")
     add("--part", choices=PARTS, default="model")
     add("--mode", choices=("infer", "train", "both"), default="both")
     add("--image-size", type=int, default=1024, help="side in pixels")
     add("--batch", type=int, default=1)
-    add("--dtype", choices=DTYPES, default="fp32", help="of lift_det; bf16 and fp16 use autocast")
-    add("--stock-dtype", choices=DTYPES, default="fp32", help="of detectron2")
+    add("--dtype", choices=DTYPES, default="fp32", help="dtype of lift_det; bf16 and fp16 use autocast")
+    add("--stock-dtype", choices=DTYPES, default="fp32", help="dtype of detectron2")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--repeats", type=int, default=5)
-    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     add("--outputs", action="store_true", help="compare the feature maps of both sides (with --mode infer)")
     add("--floor", action="store_true", help="print a lower bound of each side's time, from counted operations")
     add("--profile", action="store_true", help="print one pass of lift_det by operator")
-    return parser.parse_intermixed_args(arguments)  # options may precede overrides
+    return parser.parse_intermixed_args(arguments)  # allows options before overrides
 
 
 if __name__ == "__main__":

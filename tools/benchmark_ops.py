@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Time and peak memory of the ops of lift_det.layers, each implementation beside detectron2's own.
+"""Measures time and peak memory of the ops of lift_det.layers, for each implementation and for detectron2's.
 
     python tools/benchmark_ops.py                                     # all ops, shapes and implementations, fp32
     python tools/benchmark_ops.py --ops mask_to_rle --repeats 15
     python tools/benchmark_ops.py --ops rel_pos_attention --grids 25x14x14 --heads 12x64 --dtypes fp32 bf16
 
-- rel_pos_attention: from (B, h · w, 3 · heads · d) to (B, h · w, heads · d), beside detectron2's Attention without its
-  linear layers. The pass "both" is forward and backward; "forward" runs without gradients.
-- paste_masks: beside detectron2's paste_masks_in_image. mask_to_rle: beside that and pycocotools' encode, as in
-  detectron2's COCOEvaluator. The masks are smooth and random, in an image of 800 × 1200 pixels, their boxes 10 to 300.
+- rel_pos_attention: from (B, h · w, 3 · heads · d) to (B, h · w, heads · d), compared with detectron2's Attention
+  without its linear layers. The pass "both" is forward and backward; "forward" runs without gradients.
+- paste_masks is compared with detectron2's paste_masks_in_image; mask_to_rle with that followed by pycocotools' encode,
+  as in detectron2's COCOEvaluator. Masks are random blobs with boxes of 10 to 300 pixels in an image of 800 × 1200.
 
-Each row has a process of its own. The rows of a case alternate after a warm-up; a repetition has as many calls as take
-50 ms. "inputs alone" is the peak memory before the first call.
+Each row is measured in its own process. The rows of a case alternate after a warm-up. A repetition makes as many calls
+as fit into 50 ms. "inputs alone" is the peak memory before the first call.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HEADER += ("median", "min – max", "of detectron2's", "peak", "inputs alone")
 
 
 class Case(NamedTuple):
-    """Rows that are compared with each other; ``build`` takes the implementation."""
+    """Rows that are compared with each other. ``build`` makes the job of an implementation."""
 
     op: str
     shape: str
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 def attention_job(
     batch: int, grid: tuple[int, int], heads: int, width: int, dtype: str, both: bool, device: str, implementation: str
 ) -> Job:
-    """One call of attention over (batch, h · w, heads · width)."""
+    """Returns a function that computes attention for (batch, h · w, 3 · heads · width)."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, std: float) -> Tensor:
@@ -82,7 +82,7 @@ def attention_job(
 def _detectron2s_attention(grid: tuple[int, int], heads: int, tables: list[Tensor]) -> Callable[[Tensor], Tensor]:
     attention = Attention(heads * tables[0].shape[1], heads, use_rel_pos=True, input_size=grid)
     attention.qkv = attention.proj = nn.Identity()
-    del attention.rel_pos_h, attention.rel_pos_w  # parameters, which cannot be set to tensors
+    del attention.rel_pos_h, attention.rel_pos_w  # a parameter cannot be replaced by a tensor
     attention.rel_pos_h, attention.rel_pos_w = tables
     return lambda qkv: attention(qkv.unflatten(1, grid)).flatten(1, 2)
 
@@ -96,7 +96,7 @@ def mask_job(
     image_shape: tuple[int, int] = (800, 1200),
     max_box: float = 300,
 ) -> Job:
-    """Pasting or encoding of ``number`` masks (size, size)."""
+    """Returns a function that pastes or encodes ``number`` masks of (size, size)."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(number, 1, 7, 7, generator=generator)
     masks = (4 * F.interpolate(noise, size=(size, size), mode="bicubic")[:, 0]).sigmoid()
@@ -112,12 +112,12 @@ def mask_job(
 
 
 def _encode(masks: Tensor) -> list[dict[str, Any]]:
-    """As detectron2's instances_to_coco_json."""
+    """Encodes masks as detectron2's instances_to_coco_json does."""
     return [mask_util.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0] for mask in masks]
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """All combinations of the options."""
+    """Yields all combinations of the options."""
     if "rel_pos_attention" in options.ops:
         combinations = itertools.product(options.heads, options.grids, options.dtypes, options.passes)
         for (heads, width), (batch, *grid), dtype, passes in combinations:
@@ -133,7 +133,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def measure(case: Case, options: argparse.Namespace) -> None:
-    """Prints the rows of one case: detectron2's, and the requested implementations or those that can run."""
+    """Prints the rows of one case: detectron2's, and the requested implementations or all that can run."""
     names = IMPLEMENTATIONS[case.op]
     if options.implementations:
         names = [name for name in names if name in options.implementations]
@@ -145,14 +145,15 @@ def measure(case: Case, options: argparse.Namespace) -> None:
     for name, result in results.items():
         row = (*case[:4], name)
         if isinstance(result, Exception):
-            print_row(*row, f"{type(result).__name__}: {result}", *[""] * 4)
+            message = f"{type(result).__name__}: {result}".splitlines()[0]
+            print_row(*row, message, *[""] * 4)
             continue
         ratio = "" if isinstance(stock, Exception) else f"{result.median / stock.median:.3f}"
         print_row(*row, *result.describe("ms"), ratio, gigabytes(result.peak), gigabytes(result.built))
 
 
 def _numbers(count: int, text: str) -> tuple[int, ...]:
-    """ "25x14x14" → (25, 14, 14)."""
+    """Parses "25x14x14" as (25, 14, 14)."""
     parts = text.split("x")
     if len(parts) != count or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"expected {count} positive integers joined by x, got '{text}'")
@@ -164,18 +165,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ops", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
     names = ("reference", "sdpa", "torch", "triton")
-    add("--implementations", nargs="+", choices=names, help="beside detectron2's (default: all that can run)")
+    add("--implementations", nargs="+", choices=names, help="in addition to detectron2's (default: all that can run)")
     grids = [(25, 14, 14), (9, 14, 14), (1, 32, 32), (1, 64, 64)]
-    text = "batch and grid of tokens (default: the windows and whole maps of 1024 and 512 pixels)"
+    text = "batch size and token grid (default: windows and global attention at 1024 and 512 pixels)"
     add("--grids", nargs="+", type=partial(_numbers, 3), metavar="BxHxW", default=grids, help=text)
     text = "number of heads and their width (default: 12x64 16x80, as in ViT-B and ViT-H)"
     add("--heads", nargs="+", type=partial(_numbers, 2), metavar="NxD", default=[(12, 64), (16, 80)], help=text)
-    add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="of attention")
-    add("--passes", nargs="+", choices=("forward", "both"), default=["forward", "both"], help="of attention")
-    add("--masks", type=partial(_numbers, 2), metavar="NxM", default=(100, 28), help="number and side (100x28)")
+    add("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="for attention")
+    add("--passes", nargs="+", choices=("forward", "both"), default=["forward", "both"], help="for attention")
+    add(
+        "--masks",
+        type=partial(_numbers, 2),
+        metavar="NxM",
+        default=(100, 28),
+        help="number and side of the masks (default: 100x28)",
+    )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--repeats", type=int, default=9)
-    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,7 @@
-"""Timing for the benchmarks, in worker processes that run in turn.
+"""Timing for the benchmarks.
 
-Each side of a comparison has a process of its own, so that its peak memory is its own, and all sides alternate, so that
-a slow minute is slow for all.
+Each side of a comparison has its own process, so that peak memory can be measured separately. The sides alternate, so
+that a busy machine slows all of them down.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-# A repetition consists of as many calls as take this long; shorter ones would measure the clock.
+# duration of a repetition; shorter ones would be dominated by the clock's resolution
 _SECONDS_PER_REPETITION = 0.05
-# Slower jobs are not run a second time to warm up.
+# slower jobs have a single warm-up call
 _SECONDS_WITHOUT_SECOND_WARM_UP = 1.0
 
 Job = Callable[[], Any]
@@ -43,30 +43,30 @@ class Measured(NamedTuple):
         return statistics.median(self.seconds)
 
     def describe(self, unit: str) -> tuple[str, str]:
-        """The median and the range, in "s" or "ms"."""
+        """Returns the median and the range as texts, in "s" or "ms"."""
         factor = {"s": 1, "ms": 1e3}[unit]
         middle, low, high = (f"{factor * x:#.4g}" for x in (self.median, min(self.seconds), max(self.seconds)))
         return f"{middle} {unit}", f"{low} – {high}"
 
 
 class Worker:
-    """A process that calls ``build`` once, and then runs functions of the job that it returned."""
+    """A process that calls ``build`` once and then functions with the job that it returned."""
 
     def __init__(self, build: Callable[[], Job], threads: int) -> None:
         self._build, self._threads = build, threads
-        # spawned, because a fork would start with the parent's memory and cannot use CUDA
+        # not fork, which would start with the parent's memory and cannot use CUDA
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        self._pool.submit(callable, build)  # workers start and import modules in parallel
+        self._pool.submit(callable, build)  # starts the process, so that all workers import their modules in parallel
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Runs ``function(job, *args)`` in the process. Raises the exceptions of the function and of ``build``."""
+        """Returns ``function(job, *args)``, called in the process; raises its exceptions and those of ``build``."""
         return self._pool.submit(_call, self._build, self._threads, function, args).result()
 
     def close(self) -> None:
         self._pool.shutdown()
 
 
-_jobs: list[Job] = []  # of a worker's process
+_jobs: list[Job] = []  # in a worker, its job
 
 
 def _call(build: Callable[[], Job], threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -78,15 +78,15 @@ def _call(build: Callable[[], Job], threads: int, function: Callable[..., Any], 
 
 @contextlib.contextmanager
 def workers(builds: Mapping[str, Callable[[], Job]], threads: int) -> Iterator[dict[str, Worker]]:
-    """A worker for each name."""
+    """Starts a worker for each name, and ends them all on exit."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(contextlib.closing(Worker(build, threads))) for name, build in builds.items()}
 
 
 def alternate(running: Mapping[str, Worker], repeats: int, device: str) -> dict[str, Measured | Exception]:
-    """Warms each worker up, then runs one repetition of each in turn, ``repeats`` times.
+    """Warms up all workers, then runs ``repeats`` repetitions of each, in turns.
 
-    A worker that fails is left out from there on, and has its exception in the result.
+    The result of a worker that fails is its exception.
     """
     failed: dict[str, Exception] = {}
     built, calls, seconds = {}, {}, {name: [] for name in running}
@@ -109,7 +109,7 @@ def alternate(running: Mapping[str, Worker], repeats: int, device: str) -> dict[
 
 
 def seconds_per_call(job: Job, device: str, calls: int = 1) -> float:
-    """The mean of the given number of calls."""
+    """Returns the mean time of several calls."""
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.synchronize()
@@ -122,7 +122,7 @@ def seconds_per_call(job: Job, device: str, calls: int = 1) -> float:
 
 
 def warm_up(job: Job, device: str) -> int:
-    """Returns the number of calls in a repetition."""
+    """Calls the job once or twice; returns the number of calls for a repetition."""
     on_gpu = device.startswith("cuda")
     seconds = seconds_per_call(job, device)
     if on_gpu or seconds < _SECONDS_WITHOUT_SECOND_WARM_UP:  # on a GPU, the first call compiles and tunes kernels
@@ -135,7 +135,7 @@ def warm_up(job: Job, device: str) -> int:
 def _peak_memory(_job: Job, device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    # On Linux, ru_maxrss is at least what the parent had in memory when it started this process.
+    # On Linux, ru_maxrss includes the parent's memory at the start of this process.
     status = Path("/proc/self/status")
     peak = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
     if peak:
@@ -144,7 +144,7 @@ def _peak_memory(_job: Job, device: str) -> int:
 
 
 def print_machine(device: str, threads: int, repeats: int, memory: bool = True) -> None:
-    """Prints the device, the versions and the method, above a table with or without columns of memory."""
+    """Prints the hardware, the versions and how time and memory are measured."""
     cpuinfo = Path("/proc/cpuinfo")
     name = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     print(f"- CPU: {name[1] if name else platform.processor()}, {platform.machine()}, {threads} threads")
@@ -161,7 +161,7 @@ def print_machine(device: str, threads: int, repeats: int, memory: bool = True) 
 
 
 def print_row(*cells: object, header: bool = False) -> None:
-    """Prints a row of a Markdown table immediately, so that an interrupted run leaves its results."""
+    """Prints a row of a Markdown table and flushes it."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
     if header:
         print(f"|{'---|' * len(cells)}", flush=True)

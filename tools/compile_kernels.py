@@ -1,9 +1,8 @@
 #!/usr/bin/env python
 """Compiles the Triton kernels of lift_det.layers without a GPU, and prints the resources that they need.
 
-One row for each kernel, configuration, dtype and architecture: registers per thread, spilled bytes, and shared memory
-per block, from the ptxas that triton ships. All of it takes about 15 minutes on one core, and a fifth of that from
-Triton's cache.
+Prints registers per thread, spilled bytes, and shared memory per block for each kernel, configuration, dtype and
+architecture, as reported by Triton's ptxas. This takes about 15 minutes on one core, or 3 with a filled Triton cache.
 
     python tools/compile_kernels.py                                  # all kernels
     python tools/compile_kernels.py --match 'bf16, d 64' --arch 90   # a regular expression
@@ -33,32 +32,31 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Kernel(NamedTuple):
-    """What is compiled. ``signature`` has the type of each argument that is not constant, with ":16" if it is divisible
-    by 16, which makes loads wide."""
+    """A kernel and how to compile it."""
 
     name: str
     function: Any
-    signature: dict[str, str]
+    signature: dict[str, str]  # types of the arguments that are not constants; ":16" means divisible by 16
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
 
 
 def kernels(architecture: int) -> Iterator[Kernel]:
-    """All kernels for sm_<architecture>."""
+    """Yields all kernels for ``sm_<architecture>``."""
     yield from _attention_kernels(architecture)
     yield from _mask_kernels()
 
 
 def _attention_kernels(architecture: int) -> Iterator[Kernel]:
-    """Every configuration and dtype, at head dimensions 64 and 80, for the key grids of ViTDet: a window, and the whole
-    map of 512 and of 1024 pixels."""
+    """Yields all configurations and dtypes with head dimensions 64 and 80, for the key grids of ViTDet."""
     functions = {
         "forward": attention._forward_kernel,
         "backward_queries": attention._backward_queries_kernel,
         "backward_keys": attention._backward_keys_kernel,
     }
-    cases = itertools.product(functions.items(), DTYPES.items(), (64, 80), (14, 32, 64))
+    key_sides = (14, 32, 64)  # windows, and global attention at 512 and 1024 pixels
+    cases = itertools.product(functions.items(), DTYPES.items(), (64, 80), key_sides)
     for (name, function), (type_name, dtype), d, side in cases:
         for config in attention.configurations(name, dtype, architecture):
             constants = attention._constants(d, (side, side), config)
@@ -110,12 +108,12 @@ def compile_kernel(kernel: Kernel, architecture: int) -> tuple[int, int, int, in
 
 
 def _ptxas_usage(ptx: str) -> tuple[int, int, int]:
-    """Assembles as Triton does, because Triton does not keep ptxas's report."""
+    """Runs ptxas as Triton does; returns registers, and bytes of spill stores and loads."""
     architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE).group(1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.ptx")
         file.write_text(ptx)
-        # the options of Triton 3.8
+        # the options that Triton 3.8 passes
         command = [triton.knobs.nvidia.ptxas.path, "-v", "-lineinfo", "--regAllocOptLevel=2"]
         command += [f"--gpu-name={architecture}", str(file), "-o", str(Path(folder, "kernel.cubin"))]
         process = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -127,7 +125,9 @@ def _ptxas_usage(ptx: str) -> tuple[int, int, int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--match", default="", help="only kernels whose name contains this regular expression")
-    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, help="(80 90)")
+    parser.add_argument(
+        "--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, help="default: 80 90"
+    )
     options = parser.parse_args(arguments)
     print(f"triton {triton.__version__}, {triton.knobs.nvidia.ptxas.version}\n")
     print("| kernel | warps | stages | GPU | registers | spill stores | spill loads | shared memory |")

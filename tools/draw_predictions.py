@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="a LazyConfig: a path, or a name in configs/")
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
-    parser.add_argument("--num-images", type=int, default=8, help="number of images, from the first (default: 8)")
+    parser.add_argument("--num-images", type=int, default=8, help="draw the first images of the test set (default: 8)")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="lowest score to draw (default: 0.5)")
     parser.add_argument("opts", nargs="*", help="overrides, key=value")
     args = parser.parse_args()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Installs a detectron2 that has ViTDet for the Python that runs this script.
+"""Installs a detectron2 with ViTDet for the Python that runs this script.
 
     python tools/install_detectron2.py
 
@@ -31,15 +31,15 @@ def load_requirements_check() -> ModuleType:
 
 def verified_version() -> str:
     """Imports detectron2's ViT in a new process, because this one may not see new packages. Exits if that fails."""
-    # -P: not a folder named detectron2 in the working directory
+    # -P: ignore a folder named detectron2 in the working directory
     flags = ["-P"] if sys.version_info >= (3, 11) else []
     process = subprocess.run([sys.executable, *flags, "-c", VERIFY], capture_output=True, text=True)
     if process.returncode:
         details = "\n".join(process.stderr.strip().splitlines()[-5:])
         sys.exit(
             f"detectron2 is installed, but its ViT cannot be imported:\n{details}\n"
-            "If a module is missing, install lift_det first (python -m pip install -e .), which has the dependencies "
-            "of detectron2. If detectron2 itself is broken, remove its folder and run this script again."
+            "If a module is missing, install lift_det first (python -m pip install -e .), which installs detectron2's "
+            "dependencies. If detectron2 itself is broken, remove its folder and run this script again."
         )
     return process.stdout.strip().splitlines()[-1]
 
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"Installed detectron2 {verified_version()} with ViTDet.")
     trainer = purelib / "tools" / "lazyconfig_train_net.py"
     if not trainer.is_file():  # pip's --target does not overwrite folders
-        print(f"Its script {trainer} is missing, because another package has a folder of this name.")
+        print(f"Its script {trainer} was not installed, because another package has a folder of this name.")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
     python tools/lazyconfig_train_net.py --config-file CONFIG --resume
     torchrun --nproc-per-node 8 tools/lazyconfig_train_net.py --config-file CONFIG
 
-Every config also runs with detectron2's own script of this name. This one adds hooks and a trainer in the config
-(lift_det.engine.do_train), atomic checkpoints, safetensors and torchrun.
+Every config also runs with detectron2's own script of this name. This one adds support for hooks and a trainer in the
+config (lift_det.engine.do_train), atomic checkpoints, safetensors and torchrun.
 """
 
 import argparse

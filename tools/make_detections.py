@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes COCO results for timing and testing evaluations: ground truth shifted, scaled and partly of a wrong class.
+"""Writes COCO results for benchmarks and tests of evaluation: perturbed ground truth.
 
 python tools/make_detections.py datasets/coco/annotations/instances_val2017.json detections.json
 """
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-WRONG_CLASS = 0.15  # share of the detections of an object with a random class
-BACKGROUND = 0.1  # share of the detections without an object
-MAX_JITTER = 0.25  # standard deviation of shift and log scale, in parts of the object's size
+WRONG_CLASS = 0.15  # probability that a detected object has a random class
+BACKGROUND = 0.1  # probability that a detection is not of an object
+MAX_JITTER = 0.25  # largest standard deviation of the shift, relative to the object's size, and of the log scale
 ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-ELLIPSE = 0.5 + 0.5 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # in a unit box
+ELLIPSE = 0.5 + 0.5 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # in the unit square
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", help="a COCO annotation file with boxes and masks")
     parser.add_argument("output", help="the results file to write")
-    parser.add_argument("--per-image", type=int, default=120, help="number of detections in each image (120)")
+    parser.add_argument("--per-image", type=int, default=120, help="detections in each image (default: 120)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with open(args.annotations) as file:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def perturbed_detections(annotations: dict[str, Any], per_image: int = 120, seed: int = 0) -> list[dict[str, Any]]:
-    """COCO results for COCO annotations, with boxes in the image, masks as RLE, and random scores with ties."""
+    """Returns COCO results for COCO annotations. Masks are RLE; scores are random and may be equal."""
     objects = defaultdict(list)
     for annotation in annotations["annotations"]:
         objects[annotation["image_id"]].append(annotation)
@@ -73,7 +73,7 @@ def _detection(
     low, high = np.clip([corner, corner + extent], 0, size)
     rles = mask_util.frPyObjects([np.clip(p, 0, size).ravel().tolist() for p in polygons], int(size[1]), int(size[0]))
     rle = mask_util.merge(rles)
-    # a little higher where the object is hit well
+    # Accurate detections have higher scores on average.
     score = np.clip(0.5 * rng.random() + 0.5 * (1 - jitter / MAX_JITTER) * rng.random(), 0.001, 1)
     return {
         "image_id": image["id"],

@@ -1,4 +1,4 @@
-"""The sides of benchmark_model.py: a part of a config's model, and the same part of detectron2's stock ViTDet."""
+"""Builds the models of benchmark_model.py: part of a config's model, and the same part of detectron2's ViTDet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-# lift_det is imported inside of functions, to keep its memory out of the stock side's process.
+# lift_det is imported in functions, because its memory must not count for detectron2's process.
 
 PARTS = ("model", "backbone", "features", "net")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,7 +26,7 @@ OBJECTS = 10
 
 
 class Settings(NamedTuple):
-    """One side: its config and what is run. A dtype other than fp32 is autocast's."""
+    """The settings of one side. A dtype other than fp32 uses autocast."""
 
     config: str
     overrides: tuple[str, ...]
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
 
 
 def our_config(name: str, overrides: Sequence[str], image_size: int) -> DictConfig:
-    """A LazyConfig of lift_det for images of one size, without weight files."""
+    """Loads a LazyConfig of lift_det for square images, without weights."""
     from lift_det import config
 
     cfg = config.load(name)
@@ -53,19 +53,19 @@ def our_config(name: str, overrides: Sequence[str], image_size: int) -> DictConf
             part.pretrained = False
     backbone.square_pad = image_size
     if "mask_format" in cfg.model:
-        cfg.model.mask_format = "bitmask"  # as the stock side
+        cfg.model.mask_format = "bitmask"  # like detectron2
     return LazyConfig.apply_overrides(cfg, list(overrides))
 
 
 def stock_net(cfg: DictConfig) -> dict[str, Any]:
-    """Arguments that make detectron2's ViT equal to the config's; empty for another class than ``lift_det.ViT``."""
+    """Returns the arguments of the config's ViT for detectron2's; empty if it is not a ``lift_det.ViT``."""
     from lift_det.modeling import ViT as OurViT
 
     net = cfg.model.backbone.net
     if net._target_ is not OurViT:
         return {}
     arguments = OmegaConf.to_container(net, resolve=True)
-    not_in_stock = ("_target_", "checkpoint", "use_act_checkpoint")  # upstream, the last one needs fairscale
+    not_in_stock = ("_target_", "checkpoint", "use_act_checkpoint")  # the last one needs fairscale in detectron2
     return {name: value for name, value in arguments.items() if name not in not_in_stock}
 
 
@@ -75,7 +75,7 @@ def build_ours(settings: Settings) -> Pass:
 
 
 def build_stock(net: dict[str, Any], settings: Settings) -> Pass:
-    """``net``: arguments of detectron2's ViT, or empty for those of the stock config."""
+    """Builds detectron2's model; ``net`` has arguments for its ViT, or is empty for those of its config."""
     cfg = model_zoo.get_config(settings.config)
     if net:
         cfg.model.backbone.net = {"_target_": ViT, **net}
@@ -84,7 +84,7 @@ def build_stock(net: dict[str, Any], settings: Settings) -> Pass:
 
 
 class Pass:
-    """A callable that runs its part once: forward without gradients, or forward and backward.
+    """A part of a model. Calling it runs inference, or forward and backward in training.
 
     ``forward`` returns the detector's losses or detections, or a dict of feature maps.
     """
@@ -101,14 +101,14 @@ class Pass:
                 self._cast_forward(self.settings.dtype)
             return
         self.module.zero_grad(set_to_none=True)
-        with EventStorage():  # the detector's heads log there
+        with EventStorage():  # required by the detector's heads
             outputs = list(self._cast_forward(self.settings.dtype).values())
         if not all(output.requires_grad for output in outputs):
             raise RuntimeError("This part has no trainable parameters: it is frozen.")
         if self.settings.part == "model":
             sum(outputs).backward()
             return
-        # not a sum as loss, because the gradient of a normalised map's sum is zero
+        # Random gradients, because the gradient of the sum of a normalized map is zero.
         self._gradients = self._gradients or [torch.randn_like(output) for output in outputs]
         torch.autograd.backward(outputs, self._gradients)
 
@@ -116,7 +116,7 @@ class Pass:
         return sorted(name for name, _ in self.module.named_parameters())
 
     def outputs(self, dtype: str) -> dict[str, Any]:
-        """The feature maps as fp32 arrays."""
+        """Returns the feature maps as fp32 arrays."""
         with torch.no_grad():
             return {name: value.float().cpu().numpy() for name, value in self._cast_forward(dtype).items()}
 
@@ -150,8 +150,8 @@ def _build(model_config: DictConfig, settings: Settings, input_scale: float) -> 
 def _seed_weights(backbone: nn.Module) -> None:
     """Gives parameters with the same name and shape the same weights.
 
-    All but biases and norms are noise, including parameters that are initialised to zero and would not change the
-    outputs: the tables of relative positions and LiFT's last layer.
+    This includes parameters that are initialized to zero and would have no effect: relative positions and LiFT's last
+    layer. Biases and norms are unchanged.
     """
     for name, parameter in backbone.named_parameters():
         if parameter.dim() > 1:
@@ -161,7 +161,7 @@ def _seed_weights(backbone: nn.Module) -> None:
 
 
 def _annotated_images(settings: Settings) -> list[dict[str, Any]]:
-    """A batch as from detectron2's mapper: noise with OBJECTS boxes, filled by their masks."""
+    """Returns a batch like detectron2's mapper: images of noise with rectangular objects."""
     generator = torch.Generator().manual_seed(0)
     size = settings.image_size
     batch = []
@@ -169,9 +169,9 @@ def _annotated_images(settings: Settings) -> list[dict[str, Any]]:
         sides = size * (1 + 7 * torch.rand(OBJECTS, 2, generator=generator)) / 16
         corners = (size - sides) * torch.rand(OBJECTS, 2, generator=generator)
         boxes = torch.cat([corners, corners + sides], dim=1)
-        centres = torch.arange(size) + 0.5
-        columns = (centres >= boxes[:, 0:1]) & (centres < boxes[:, 2:3])  # (OBJECTS, size)
-        rows = (centres >= boxes[:, 1:2]) & (centres < boxes[:, 3:4])
+        centers = torch.arange(size) + 0.5
+        columns = (centers >= boxes[:, 0:1]) & (centers < boxes[:, 2:3])  # (OBJECTS, size)
+        rows = (centers >= boxes[:, 1:2]) & (centers < boxes[:, 3:4])
         instances = Instances((size, size))
         instances.gt_boxes = Boxes(boxes)
         instances.gt_classes = torch.zeros(OBJECTS, dtype=torch.int64)

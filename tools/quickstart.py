@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Trains LiFT and a detector on synthetic data, on a CPU in minutes: `make quickstart`.
 
-Draws the synthetic COCO data set, trains LiFT on the features of a small ViT, trains a small Mask R-CNN with that LiFT,
+Draws the synthetic COCO dataset, trains LiFT on the features of a small ViT, trains a small Mask R-CNN with that LiFT,
 and evaluates it on held-out images, with the same tools as for COCO. The results are written to output/quickstart.
 """
 
@@ -32,34 +32,32 @@ def main() -> None:
     os.environ["DETECTRON2_DATASETS"] = str(output / "datasets")
 
     start = time.monotonic()
-    print("1/4  drawing the synthetic data set", flush=True)
+    print("1/4  drawing the synthetic dataset", flush=True)
     from lift_det.data import write_synthetic_coco
 
     write_synthetic_coco(output / "datasets", num_train=args.num_train, num_val=args.num_val)
     drawn = time.monotonic()
 
-    print("2/4  training LiFT on the features of a small, untrained ViT", flush=True)
+    print("2/4  training LiFT on the features of a small ViT with random weights", flush=True)
     lift_folder = output / "lift"
     _train(LIFT_CONFIG, lift_folder, [])
     lifted = time.monotonic()
 
-    print("3/4  training Mask R-CNN with LiFT in it, ViT included, from scratch", flush=True)
+    print("3/4  training Mask R-CNN with this LiFT and a ViT from scratch", flush=True)
     detector_folder = output / "detector"
     _train(DETECTOR_CONFIG, detector_folder, [f"train.init_checkpoint={lift_folder / 'model_final.pth'}", *args.opts])
     shutil.copyfile(detector_folder / "metrics.json", output / "metrics.json")
     trained = time.monotonic()
 
-    print("4/4  drawing what it sees and finds", flush=True)
+    print("4/4  drawing feature maps and predictions", flush=True)
     parameters = _draw(output, detector_folder / "model_final.pth", args.opts)
     seconds = [drawn - start, lifted - drawn, trained - lifted, time.monotonic() - trained]
     print(_closing_table(args, _last(lift_folder), _last(detector_folder), seconds, parameters))
-    print(
-        f"Look at {output / 'predictions.png'} and {output / 'features.png'}; every figure is in {output}/metrics.json."
-    )
+    print(f"Pictures: {output / 'predictions.png'} and {output / 'features.png'}. All metrics: {output}/metrics.json.")
 
 
 def _train(config: str, folder: Path, options: list[str]) -> None:
-    """Runs the project's trainer, with its log in a file and its progress on the terminal."""
+    """Runs lazyconfig_train_net.py; writes its log to a file and prints its progress."""
     shutil.rmtree(folder, ignore_errors=True)  # the trainer would append to metrics.json
     folder.mkdir(parents=True)
     command = [sys.executable, str(ROOT / "tools" / "lazyconfig_train_net.py"), "--config-file"]
@@ -81,7 +79,7 @@ def _train(config: str, folder: Path, options: list[str]) -> None:
 
 
 def _last(folder: Path) -> dict:
-    """The latest value of each entry of metrics.json."""
+    """Returns the latest value of each entry of metrics.json."""
     path = folder / "metrics.json"
     merged: dict = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -122,8 +120,8 @@ def _draw(output: Path, checkpoint: Path, opts: list[str]) -> int:
 
 def _closing_table(args: argparse.Namespace, lift: dict, detector: dict, seconds: list[float], parameters: int) -> str:
     rows = [
-        ("LiFT, 2x, cosine to the true features", f"{lift['cosine_2x/lift']:.4f}"),
-        ("  bilinear upsampling, the same", f"{lift['cosine_2x/bilinear']:.4f}"),
+        ("cosine to the true features, LiFT", f"{lift['cosine_2x/lift']:.4f}"),
+        ("cosine to the true features, bilinear", f"{lift['cosine_2x/bilinear']:.4f}"),
         ("box AP / AP50", f"{detector['bbox/AP']:.1f} / {detector['bbox/AP50']:.1f}"),
         ("mask AP / AP50", f"{detector['segm/AP']:.1f} / {detector['segm/AP50']:.1f}"),
         ("seconds: data, LiFT, detector, pictures", ", ".join(f"{s:.0f}" for s in seconds)),
@@ -134,7 +132,7 @@ def _closing_table(args: argparse.Namespace, lift: dict, detector: dict, seconds
         f"\n{table}\n"
         f"  A {parameters / 1e6:.1f}M-parameter detector, {detector['iteration']} iterations from scratch,\n"
         f"  on {args.num_train} synthetic images of 128 pixels, evaluated on {args.num_val} others. Its ViT has\n"
-        "  convolutional residual blocks, and was untrained when LiFT was trained on its features.\n"
+        "  convolutional residual blocks, and had random weights when LiFT was trained on its features.\n"
         "  This shows that everything works together; it says nothing about COCO.\n"
     )
 

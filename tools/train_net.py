@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Trains or evaluates a yacs config (.yaml), as detectron2's script of this name.
+"""Trains or evaluates a yacs config (.yaml), like detectron2's script of this name.
 
     python tools/train_net.py --config-file configs/COCO/mask_rcnn_lift_vitdet_b_100ep.yaml --num-gpus 8
     python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
@@ -27,7 +27,7 @@ from lift_det.evaluation import COCOEvaluator
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's DefaultTrainer with ViTDet's optimizer, lift_det's evaluator, data sets and checkpoints."""
+    """detectron2's DefaultTrainer with ViTDet's optimizer, lift_det's evaluator, datasets and checkpoints."""
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -67,14 +67,14 @@ class Trainer(DefaultTrainer):
         return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
     def build_hooks(self) -> list[HookBase]:
-        # set before the hooks get a reference to detectron2's checkpointer
+        # before the hooks get a reference to detectron2's checkpointer
         self.checkpointer = Checkpointer(self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         return super().build_hooks()
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     cfg = config.load(args.config_file)
-    cfg.MODEL.LIFT.MASK_FORMAT = "rle"  # a tenth of the time; the evaluator above reads it
+    cfg.MODEL.LIFT.MASK_FORMAT = "rle"  # ten times as fast, and supported by the evaluator above
     config.apply_overrides(cfg, args.opts)
     cfg.freeze()
     default_setup(cfg, args)

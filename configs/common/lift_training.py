@@ -28,7 +28,6 @@ model = L(LiFTPretraining)(
     losses=dict(cosine=1.0),
     feature_cache="",
     autocast="",
-    mirror=False,
     freeze_batchnorm=False,
 )
 

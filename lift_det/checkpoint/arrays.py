@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def read_arrays(path: str | os.PathLike) -> object:
-    """Reads a pickle of containers, numbers, strings and numpy arrays; arrays and numpy scalars become CPU tensors.
+    """Reads a pickle of containers, numbers, strings and numpy arrays, which become CPU tensors.
 
-    Raises an exception for other classes and functions, for arrays of anything but numbers, and for broken files.
+    Raises an exception if the file is broken, refers to other classes or functions, or has arrays of other types.
     """
     with open(path, "rb") as file:
         return _arrays_to_tensors(_Unpickler(file, encoding="latin1").load())  # latin1: arrays pickled by Python 2
@@ -30,7 +30,7 @@ class _Unpickler(pickle.Unpickler):
         return _ALLOWED[qualified]
 
 
-# Stand-ins, because numpy's own classes take any type, size and flags from the file, and then corrupt memory.
+# Replacements for numpy's classes, which accept any type and size from a file and can corrupt memory.
 
 
 class _Dtype:
@@ -57,7 +57,7 @@ def _tensor(raw: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str)
     return torch.from_numpy(array.astype(dtype.numpy.newbyteorder("=")))
 
 
-# Functions without defaults and built-in types: a pickle may set attributes of what it is given.
+# Only functions without defaults and built-in types, because a pickle may set attributes of these objects.
 _ALLOWED = {
     "collections.OrderedDict": dict,
     "numpy.ndarray": "an argument of _reconstruct",

@@ -30,15 +30,15 @@ class CheckpointError(RuntimeError):
 def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads the tensors of a ``.safetensors``, ``.pkl`` or ``torch.save`` file (any other suffix) onto the CPU.
 
-    No code from the file is run: ``torch.save`` files are read with ``weights_only=True``, detectron2's ``.pkl`` files
-    with an unpickler that is restricted to containers and numeric arrays.
+    Code in the file is never run: ``torch.save`` files are read with ``weights_only=True``, and ``.pkl`` files with an
+    unpickler that is restricted to containers and numeric arrays.
 
     Returns:
-        ``(state_dict, metadata)``: the tensors, without wrappers such as ``{"model": {...}}``, and the metadata of a
+        ``(state_dict, metadata)``: the tensors without wrappers such as ``{"model": {...}}``, and the metadata of a
         safetensors file or of the upsampler in a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing or broken, has no tensors, or would have to run code.
+        CheckpointError: the file is missing or broken, has no tensors, or holds other Python objects.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -91,7 +91,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(loaded, Mapping):
         return {}, {}
-    # wrappings first, because training checkpoints also hold loose tensors, such as random states
+    # wrappers first, because training checkpoints also have tensors beside them, such as random states
     for key in _STATE_DICT_KEYS:
         inner, metadata = _unwrap(loaded.get(key))
         if inner:

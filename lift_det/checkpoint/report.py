@@ -1,4 +1,4 @@
-"""Reports on how a checkpoint fits a model, and the rules by which a bad fit is rejected."""
+"""Compares checkpoints with models, and rejects those that do not fit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .files import CheckpointError
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
-# LayerScale as timm and DINOv2 (ls1.gamma), BEiT and EVA (gamma_1) and transformers (layer_scale1.lambda1) name it.
+# LayerScale in timm and DINOv2 (ls1.gamma), BEiT and EVA (gamma_1), and transformers (layer_scale1.lambda1).
 _LAYER_SCALE = re.compile(r"(^|\.)(ls[12]\.gamma|gamma_[12]|layer_scale[12]\.lambda1)$")
-# ViTDet adds relative positions to a ViT that was pretrained without them; their tables start at zero.
+# ViTDet's relative positions, which are zero at first, and which pretrained ViTs do not have.
 _REL_POS = re.compile(r"\.rel_pos_[hw]$")
 _BLOCK = re.compile(r"blocks\.\d+\.")
-# BatchNorm's step counter is absent from old files and frozen norms, and is not needed to run.
+# Counter of BatchNorm, which is not needed. Old files and frozen norms do not have it.
 _STEP_COUNTER = "num_batches_tracked"
-# Parts of a detector that have to be in a checkpoint completely or not at all; the first prefix that fits counts.
+# Parts of a detector, of which a checkpoint has to have all parameters or none. The first matching prefix counts.
 _VIT = "backbone.net."
 _GROUPS = (
     _VIT,
@@ -38,7 +38,7 @@ _GROUPS = (
 
 @dataclass
 class LoadReport:
-    """How a state dict fits a model, by names; ``str()`` gives the text for a log or an error."""
+    """Differences between the state dicts of a model and of a file; ``str()`` returns them as text."""
 
     matched: list[str] = field(default_factory=list)  # same name and shape
     missing: dict[str, tuple[int, ...]] = field(default_factory=dict)  # only in the model: its shape
@@ -69,7 +69,7 @@ def _list(title: str, items: Sequence[str], show: int = 6) -> list[str]:
 def compare_state_dicts(
     expected: Mapping[str, Tensor], given: Mapping[str, Tensor], report: LoadReport | None = None
 ) -> LoadReport:
-    """Compares names and shapes of a model's state dict (``expected``) with a checkpoint's (``given``)."""
+    """Compares the names and shapes of a model's state dict (``expected``) with those of a file (``given``)."""
     report = report or LoadReport()
     for name, tensor in expected.items():
         shape = tuple(tensor.shape)
@@ -93,19 +93,20 @@ def load_strictly(
     conversion: LoadReport | None = None,
     hint: str = "",
 ) -> LoadReport:
-    """Loads a state dict into a module, which has to match it in every name and shape.
+    """Loads a state dict into a module, if all names and shapes match.
 
     Args:
-        module: unchanged if an error is raised.
-        state_dict: the weights, under the module's names.
-        source: the weights' origin, for messages.
-        ignore_unexpected, ignore_missing: regular expressions (``re.match``) of names that may be only in the state
-            dict, or only in the module. LayerScale is never ignored.
-        conversion: the report of :func:`convert_vit`, to be completed.
-        hint: appended to the error.
+        module: is not changed if an error is raised.
+        state_dict: the weights.
+        source: origin of the weights, for messages.
+        ignore_unexpected: regular expressions (``re.match``) of names that only the state dict may have. LayerScale is
+            never ignored.
+        ignore_missing: regular expressions of names that only the module may have.
+        conversion: the report of :func:`convert_vit`, to which this one is added.
+        hint: appended to the error message.
 
     Raises:
-        CheckpointError: names or shapes differ; the message has the whole report.
+        CheckpointError: names or shapes differ. The message has the whole report.
     """
     report = compare_state_dicts(module.state_dict(), state_dict, conversion)
     for names in (report.missing, report.unexpected):
@@ -127,22 +128,22 @@ def load_strictly(
 def check_partial_load(
     expected: Mapping[str, Tensor], given: Mapping[str, Tensor], ignore_mismatch: Sequence[str] = ()
 ) -> str:
-    """Checks a state dict that need not fill a whole detector, such as a ViT's.
+    """Checks a state dict that may lack some parts of a detector, such as the heads.
 
-    Each part of the detector has to be there completely or not at all, the ViT always. A part that fits in part has
-    another width, depth, patch size or number of classes, and detectron2 would train the rest from random numbers.
-    Relative positions may be missing in a ViT that was pretrained without them.
+    The ViT has to be complete, except for relative positions. Any other part (LiFT, pyramid, heads) has to be complete
+    or missing. An incomplete one has another width, depth, patch size or number of classes than the model, and
+    detectron2 would train it from random weights.
 
     Args:
         expected: the model's state dict.
-        given: the checkpoint's; names that detectron2's heuristics could not match may be as in the file.
-        ignore_mismatch: prefixes of names that may be loaded in part.
+        given: the checkpoint's, where names that detectron2's heuristics could not match are those of the file.
+        ignore_mismatch: prefixes of names that may be incomplete.
 
     Returns:
         A report for the log.
 
     Raises:
-        CheckpointError: LayerScale would be dropped, nothing fits, or a part fits only in part.
+        CheckpointError: nothing fits, a part is incomplete, or LayerScale would be dropped.
     """
     report = compare_state_dicts(expected, given)
     dropped = [name for name in report.unexpected if _LAYER_SCALE.search(name)]
@@ -166,18 +167,18 @@ def check_partial_load(
     for name in [*report.missing, *report.mismatched]:
         if not name.endswith(_STEP_COUNTER) and (has_rel_pos or not _REL_POS.search(name)):
             misfits.setdefault(group_of(name), []).append(name)
-    for name in report.unexpected:  # the blocks of a deeper ViT; without a prefix if the heuristics left them
+    for name in report.unexpected:  # blocks of a deeper ViT; detectron2's heuristics leave them without a prefix
         group = _VIT if _BLOCK.match(name) else group_of(name)
         if group == _VIT and not any(other.endswith("." + name) for other in expected):
             misfits.setdefault(_VIT, []).append(name)
 
-    summary, problems = [], []
+    summary, problems, ignored = [], [], tuple(ignore_mismatch)
     for group in sorted(misfits, key=_GROUPS.index):
         names = misfits[group]
         absent = not loaded[group] and report.missing.keys() >= set(names)
         if absent and group != _VIT:
             summary.append(f"{group}* ({len(names)} tensors) is not in the checkpoint: keeps its own initialisation")
-        elif group.startswith(tuple(ignore_mismatch)):
+        elif group.startswith(ignored) or all(name.startswith(ignored) for name in names):
             summary.append(f"{group}*: {loaded[group]} tensors loaded, {len(names)} not (ignore_mismatch)")
         else:
             problems.append(group)
@@ -197,7 +198,7 @@ def _partial_load_message(
         if name in report.unexpected:
             return f"{name}: got {report.unexpected[name]}, which the model does not have"
         got = report.mismatched.get(name, (None, "none, or another shape that detectron2 has dropped"))[1]
-        for other, shape in report.unexpected.items():  # the heuristics leave names whose shape does not fit
+        for other, shape in report.unexpected.items():  # names that the heuristics left because of their shape
             if name.endswith("." + other):
                 got = shape
         return f"{name}: expected {tuple(expected[name].shape)}, got {got}"
@@ -212,6 +213,6 @@ def _partial_load_message(
     lines.append(
         "Check embed_dim, depth, patch_size, img_size and num_classes of the config against the checkpoint. To load "
         f"what fits, for example with new classes: model.ignore_mismatch=[{','.join(parts)}] "
-        "(yacs: MODEL.LIFT.ALLOW_PARTIAL)."
+        "(yacs: MODEL.IGNORE_MISMATCH)."
     )
     return "\n".join(lines)

@@ -1,7 +1,4 @@
-"""Formats of ViT weights: recognising them, and converting them to timm's names.
-
-Formats are recognised by the names in a state dict and by fixed position embeddings, never by the file's name.
-"""
+"""Recognises the formats of ViT weights, and converts them to timm's names."""
 
 from __future__ import annotations
 
@@ -16,8 +13,7 @@ from .files import CheckpointError, strip_prefix
 from .report import LoadReport
 
 _WRAPPERS = ("module.", "_orig_mod.")
-# Prefixes of the ViT after the wrappers, in the order of preference: the teacher before the student, and MoCo v3's
-# trained encoder, not its running mean.
+# Prefixes of the ViT, after wrappers, in order of preference: teacher before student, and MoCo v3's trained encoder.
 _PREFIXES = (
     "",
     "backbone.net.vit.",
@@ -34,7 +30,7 @@ _PREFIXES = (
 _TIMM_STEM = "patch_embed.proj.weight"
 _HF_STEM = "embeddings.patch_embeddings.projection.weight"
 
-# Names beside the encoder's; a feature map uses none of these tensors.
+# Tensors that a feature map does not need.
 _IGNORED = {
     r"backbone\.(?!net\.)|(proposal_generator|roi_heads|sem_seg_head)\.|pixel_(mean|std)$": "the rest of a detector",
     r"((student|teacher)\.)?(dino|ibot)_head\.|head\.(mlp|last_layer|\d+)\.": "projection head",
@@ -53,7 +49,7 @@ _HF_RENAMES = {
     # "encoder.layer." in the hub's files, "layers." in transformers 5
     r"(encoder\.)?layers?\.(\d+)\.": r"blocks.\2.",
 }
-# The first alternative of each is in the hub's files, the second in transformers 5.
+# The first alternative is the name in the hub's files, the second in transformers 5.
 _HF_BLOCK_RENAMES = {
     r"attention\.(?:attention\.query|q_proj)\.": "attn.q.",
     r"attention\.(?:attention\.key|k_proj)\.": "attn.k.",
@@ -67,39 +63,39 @@ _HF_BLOCK_RENAMES = {
     r"mlp\.up_proj\.": "mlp.up.",
     r"layer_scale([12])\.lambda1$": r"ls\1.gamma",
 }
-# One matrix in timm, several in transformers, in the order of stacking: the half of a SwiGLU that goes through SiLU
-# comes first.
+# One matrix in timm, and the matrices of transformers that it consists of, in order.
 _FUSED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.fc1": ("mlp.gate", "mlp.up")}
 
 
 def recognise_vit(state_dict: Mapping[str, Tensor]) -> str:
-    """Returns the format of a ViT's weights.
+    """Recognises the format of a ViT's weights by the names, and by the values of fixed position embeddings.
 
     * ``"dinov2"``: Meta's release, or a training checkpoint.
     * ``"dino"``: Meta's training checkpoint, with the projection head.
-    * ``"mocov3"``: Meta's training checkpoint, or an encoder with MoCo v3's fixed positions.
-    * ``"mae"``: Meta's release with the decoder, or an encoder with MAE's fixed positions.
+    * ``"mocov3"``: Meta's training checkpoint, or an encoder with MoCo v3's fixed position embeddings.
+    * ``"mae"``: Meta's release with the decoder, or an encoder with MAE's fixed position embeddings.
     * ``"deit"``: a distilled DeiT.
-    * ``"hf_vit"``: transformers' ViT, DeiT and ViTMAE; ``"hf_dinov2"``: its Dinov2, with or without registers.
+    * ``"hf_vit"``: ViT, DeiT and ViTMAE of transformers.
+    * ``"hf_dinov2"``: Dinov2 of transformers, with or without registers.
     * ``"vitdet"``: detectron2's ViT, alone or in a detector.
-    * ``"timm"``: timm's VisionTransformer and Eva, and encoders of other origin with the same names.
-    * ``"other"``: none of these. timm converts some of them, such as OpenCLIP and DINOv3.
+    * ``"timm"``: timm's VisionTransformer and Eva, and other encoders with the same names.
+    * ``"other"``: all others. timm can convert some of them, such as OpenCLIP and DINOv3.
     """
     return _recognise(*_split(state_dict))
 
 
 def convert_vit(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
-    """Renames a ViT's weights to timm's names and stacks or splits tensors as timm does.
+    """Converts a ViT's weights to timm's names.
 
-    Wrappers such as ``module.`` and ``backbone.`` are removed. Tensors that a feature map does not need, such as
-    classifiers and decoders, are left out and reported. All other names are kept. Nothing is resized.
+    Prefixes such as ``module.`` and ``backbone.`` are removed. Tensors that a feature map does not need, such as
+    classifiers and decoders, are left out. Nothing is resized. In the format ``"vitdet"`` the names remain those of
+    detectron2, and in ``"other"`` those of the file.
 
     Returns:
-        ``(state_dict, report)`` with the report's ``format`` and ``ignored``. ``"vitdet"`` keeps detectron2's names,
-        ``"other"`` all names but for wrappers.
+        ``(state_dict, report)``, where the report has the ``format`` and the ``ignored`` names.
 
     Raises:
-        CheckpointError: two names map to one, or one of query, key and value is missing.
+        CheckpointError: two names become the same, or one of query, key and value is missing.
     """
     encoder, outside, prefix = _split(state_dict)
     report = LoadReport(format=_recognise(encoder, outside, prefix))
@@ -116,7 +112,7 @@ def convert_vit(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Lo
     if report.format.startswith("hf_"):
         _fuse(converted)
     if "register_tokens" in converted and {"cls_token", "pos_embed"} <= converted.keys():
-        # timm has positions for patches only, and adds the class token's to the token
+        # with registers, timm has positions for patches only, and the class token includes its position
         positions = converted["pos_embed"]
         converted["cls_token"] = converted["cls_token"] + positions[:, :1]
         converted["pos_embed"] = positions[:, 1:]
@@ -125,7 +121,7 @@ def convert_vit(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Lo
 
 
 def check_head_count(format: str, embed_dim: int, num_heads: int) -> None:
-    """Raises CheckpointError for MoCo v3's ViT-S without its 12 heads: timm's has 6, and the shapes are the same."""
+    """Raises CheckpointError for MoCo v3's ViT-S with other than 12 heads; timm's has 6 and the same shapes."""
     if format == "mocov3" and embed_dim == 384 and num_heads != 12:
         raise CheckpointError(
             f"MoCo v3's ViT-S was trained with 12 heads, and the model has {num_heads}. The weights would load and "
@@ -169,7 +165,7 @@ def _recognise(encoder: Mapping[str, Tensor], outside: Mapping[str, Tensor], pre
 
 
 def _family_of_fixed_positions(positions: Tensor | None) -> str | None:
-    """Recognises sines and cosines of shape (1, 1 + side², dim), with columns first in MAE and rows in MoCo v3."""
+    """Recognises the sines and cosines of MAE (columns first) and MoCo v3 (rows first) in (1, 1 + side², dim)."""
     if positions is None or positions.ndim != 3 or positions.shape[2] % 4 or positions.shape[1] < 5:
         return None
     side, quarter = math.isqrt(positions.shape[1] - 1), positions.shape[2] // 4
@@ -208,7 +204,7 @@ def _rename_first(name: str, renames: Mapping[str, str]) -> str:
 
 
 def _fuse(state: dict[str, Tensor]) -> None:
-    """Stacks the parts of ``_FUSED`` in place."""
+    """Concatenates query, key and value, and the two halves of a SwiGLU, in place."""
     for whole, parts in _FUSED.items():
         pattern = re.compile(rf"(blocks\.\d+\.)({'|'.join(map(re.escape, parts))})\.(weight|bias)$")
         for block, kind in {(m[1], m[3]): None for m in map(pattern.match, list(state)) if m}:

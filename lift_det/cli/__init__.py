@@ -1,6 +1,7 @@
-"""The `lift-det` command: a module for each subcommand, with `add_arguments` and `run`. Its docstring is the help.
+"""The `lift-det` command.
 
-Only the standard library is imported until a subcommand runs, for quick help and for a doctor that runs without torch.
+Each subcommand is a module with `add_arguments` and `run`. The module's docstring is the help text. Before a subcommand
+runs, only the standard library is imported, so that help is fast and `doctor` works without torch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; each subcommand's function is its default `run`."""
+    """Returns the parser of the command. It sets `run` to the function of the subcommand."""
     parser = argparse.ArgumentParser(
         prog="lift-det",
         description="LiFT and ViTDet in detectron2.",
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit code: 0 success, 1 an explained failure, 2 a wrong command line."""
+    """Runs a subcommand, and returns the exit code: 0 for success, 1 for an error, 2 for a wrong command line."""
     try:
         parser = build_parser()
         arguments, rest = parser.parse_known_args(argv)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except BrokenPipeError:  # `lift-det configs | head`
-        sys.stderr.close()  # Python would complain when it flushes at exit
+        sys.stderr.close()  # otherwise Python prints an error when it flushes at exit
         return 0
     except KeyboardInterrupt:
         print("lift-det: stopped.", file=sys.stderr)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _error_classes() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
-    """Errors of the command line, and others that are reported without a traceback: their messages say what to do."""
+    """Returns errors of the command line, and other errors that are reported without a traceback."""
     from torch.multiprocessing import ProcessRaisedException
 
     from lift_det.checkpoint import CheckpointError

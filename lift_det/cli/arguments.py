@@ -1,4 +1,4 @@
-"""Arguments that several subcommands share: a model, a ViT, a LiFT, a training, overrides."""
+"""Arguments that several subcommands share."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """Arguments that do not go together: exit code 2, like argparse's own errors."""
+    """Arguments are wrong. The exit code is 2, as for errors of argparse."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``--from``, ``--config-file``, ``--weights`` and ``--device``; see :func:`read_model_arguments`."""
     group = parser.add_argument_group("model", "either --from, or --config-file and --weights")
-    group.add_argument("--from", dest="folder", metavar="DIR", help="output folder of a training, with metrics.json")
-    group.add_argument("--config-file", metavar="CONFIG", help="a path, or a name that `lift-det configs` lists")
-    group.add_argument("--weights", metavar="FILE", help="checkpoint (default with --from: the folder's best or last)")
+    group.add_argument("--from", dest="folder", metavar="DIR", help="output folder of a training")
+    group.add_argument("--config-file", metavar="CONFIG", help="a path or a name from `lift-det configs`")
+    group.add_argument("--weights", metavar="FILE", help="checkpoint (default with --from: best or last in the folder)")
     add_device_argument(group)
 
 
 def add_device_argument(parser: argparse._ActionsContainer) -> None:
-    """Adds ``--device``."""
     parser.add_argument("--device", help="cuda or cpu (default: cuda if available)")
 
 
 def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> tuple[Any, str]:
-    """The config, with overrides, and the path of the weights.
+    """Returns the config, with overrides, and the path of the weights.
 
     Raises:
-        UsageError: neither a folder nor a config with weights is named, or both.
+        UsageError: the arguments do not name exactly one model.
         FileNotFoundError, ValueError, lift_det.config.ConfigNotFoundError: the model cannot be read.
     """
     from lift_det import config
@@ -47,30 +46,34 @@ def read_model_arguments(arguments: argparse.Namespace, overrides: Sequence[str]
     return config.apply_overrides(cfg, overrides), weights
 
 
-def add_vit_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_vit_arguments(parser: argparse.ArgumentParser, required: bool = True, lift: bool = True) -> None:
     """Adds ``--backbone``, ``--architecture``, ``--num-heads``, ``--layer`` and ``--facet``."""
     group = parser.add_argument_group("ViT")
     group.add_argument(
         "--backbone",
         required=required,
         metavar="NAME|CHECKPOINT",
-        help="a pretrained ViT: its name in timm, which downloads it, or a file of weights in any supported format",
+        help="pretrained ViT: a name in timm, which downloads the weights, or a checkpoint in any supported format",
     )
-    group.add_argument("--architecture", metavar="NAME", help="timm's name of the ViT in a CHECKPOINT without one")
-    group.add_argument("--num-heads", type=int, help="of the ViT in a CHECKPOINT, if timm's architecture has others")
-    group.add_argument("--layer", type=int, help="block of the ViT, from 0 (default: the LiFT's, or the last)")
+    group.add_argument("--architecture", metavar="NAME", help="name in timm, for a CHECKPOINT that does not state it")
+    group.add_argument("--num-heads", type=int, help="for a CHECKPOINT with another number than the timm architecture")
+    default = "default: that of the LiFT, or" if lift else "default:"
+    group.add_argument("--layer", type=int, help=f"block of the ViT, from 0 ({default} the last)")
     facets = ("token", "key", "query", "value")
-    group.add_argument("--facet", choices=facets, help="of the block (default: the LiFT's, or token)")
+    group.add_argument("--facet", choices=facets, help=f"feature of the block ({default} token)")
 
 
 def add_lift_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds ``--lift`` and ``--paper-patch-size``; see :func:`read_lift`."""
-    parser.add_argument("--lift", required=required, metavar="FILE", help="a trained LiFT, such as lift.safetensors")
+    default = "" if required else " (default: that of the model)"
+    parser.add_argument(
+        "--lift", required=required, metavar="FILE", help=f"trained LiFT, such as lift.safetensors{default}"
+    )
     parser.add_argument(
         "--paper-patch-size",
         type=int,
         metavar="PIXELS",
-        help="patch size (8 or 16), if the LiFT is a file of the paper's authors, which does not contain it",
+        help="patch size of the ViT (8 or 16); only for LiFT files from the authors of the paper",
     )
 
 
@@ -82,7 +85,7 @@ def read_lift(arguments: argparse.Namespace) -> Any:
 
 
 def build_extractor(arguments: argparse.Namespace, lift: Any, steps: int = 1) -> Any:
-    """The FeatureExtractor of ``--backbone``, with the layer and the facet that the LiFT was trained on."""
+    """Returns the FeatureExtractor of ``--backbone``, by default with the layer and facet that the LiFT needs."""
     from lift_det import FeatureExtractor
     from lift_det.modeling import FeatureSpec, find_vit
 
@@ -95,9 +98,9 @@ def build_extractor(arguments: argparse.Namespace, lift: Any, steps: int = 1) ->
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what trainings of detectors and of LiFT share."""
-    parser.add_argument("--batch-size", type=int, help="images per iteration, over all GPUs (default: the config's)")
-    parser.add_argument("--iterations", type=int, help="length of the training (default: the config's)")
+    """Adds the arguments that trainings of detectors and of LiFT share."""
+    parser.add_argument("--batch-size", type=int, help="images per iteration, over all GPUs (default: from the config)")
+    parser.add_argument("--iterations", type=int, help="length of the training (default: from the config)")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes, one for each GPU (default: 1)")
     add_device_argument(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
@@ -105,15 +108,15 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_device(arguments: argparse.Namespace) -> str:
-    """``--device``, or cuda if available.
+    """Returns ``--device``, or cuda if available.
 
     Raises:
-        UsageError: several processes on the CPU of a machine with GPUs, for which detectron2 would use NCCL.
+        UsageError: several processes on the CPU of a machine with GPUs. detectron2 would use NCCL for them.
     """
     import torch
 
     if arguments.device == "cpu" and arguments.num_gpus > 1 and torch.cuda.is_available():
-        raise UsageError("several processes on the CPU need hidden GPUs: set CUDA_VISIBLE_DEVICES= or --num-gpus 1")
+        raise UsageError("several processes on the CPU: hide the GPUs with CUDA_VISIBLE_DEVICES=, or use --num-gpus 1")
     return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -125,13 +128,7 @@ def add_overrides(parser: argparse.ArgumentParser, positional: str = "overrides"
 
 
 def split_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Moves all ``key=value`` to ``arguments.overrides``.
-
-    Args:
-        parser: reports arguments that are unknown.
-        arguments: changed.
-        rest: the arguments that argparse did not recognize.
-    """
+    """Moves all ``key=value`` to ``arguments.overrides``, also from ``rest``, the arguments unknown to argparse."""
     positional = getattr(arguments, "overrides_in", None)
     if rest and (positional is None or not all(map(is_override, rest))):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -144,5 +141,5 @@ def split_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 
 
 def is_override(value: str) -> bool:
-    """Whether a value is ``key=value`` and not an existing file."""
+    """Whether a value is ``key=value`` and not the name of an existing file."""
     return bool(re.match(r"[A-Za-z_][\w.\[\]]*=", value)) and not os.path.exists(value)

@@ -1,11 +1,12 @@
-"""Lists the configs that lift_det.model_zoo.get_config and --config-file know by name.
+"""Lists the shipped configs.
 
 examples:
   lift-det configs
   lift-det configs --names | grep fast
   python tools/lazyconfig_train_net.py --config-file "$(lift-det configs --path COCO/mask_rcnn_lift_vitdet_b_100ep.py)"
 
-tools/benchmark_model.py measures a config's speed and memory.
+lift_det.model_zoo.get_config and --config-file take these names. tools/benchmark_model.py measures a config's speed and
+memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ _WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det configs`."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--names", action="store_true", help="print the names only")
     group.add_argument("--path", metavar="NAME", help="print the path of a config")

@@ -1,11 +1,11 @@
-"""Reports the environment, and what to do about each problem.
+"""Checks the environment, and explains how to solve problems.
 
 examples:
   lift-det doctor
   DETECTRON2_DATASETS=/data LIFT_DET_WEIGHTS=/data/weights lift-det doctor
 
-It also runs where detectron2 or torch cannot be imported. The exit code is 1 if a problem would break training; a
-missing GPU and missing data are no problems.
+It also runs if detectron2 or torch cannot be imported. The exit code is 1 if there is a problem that would break
+training. A missing GPU and missing data are not problems.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lift_det.requirements_check import detectron2_folder, detectron2_problem
 
-#: name, value; if there is a problem also the problem and its remedy
+#: name and value, or name, value, problem and remedy
 Finding = tuple[str, object] | tuple[str, object, str, str]
 _INSTALL_TORCH = "install torch and torchvision together: python -m pip install --upgrade torch torchvision"
 _REMEDIES = {
@@ -34,18 +34,18 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`lift-det doctor` has no arguments."""
+    """There are no arguments."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report; 1 if there is a problem."""
+    """Prints the report, and returns 1 if there is a problem."""
     problems = []
     for check in (check_packages, check_requirements, check_detectron2, check_operators, check_datasets, check_weights):
         try:
             for name, value, *problem in check():
                 print(f"{name:<32}{value}")
                 problems += [problem] if problem else []
-        except Exception as error:  # a check that fails must not hide the others
+        except Exception as error:  # the other checks have to run
             problems.append((f"{check.__name__} failed: {_text(error)}", "report this as a bug of lift_det"))
     if not problems:
         print("\nNo problems found.")
@@ -57,17 +57,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_packages() -> Iterator[Finding]:
-    """The environment as detectron2 reports it, and whether the most important packages can be imported."""
+    """Reports detectron2's environment info, and whether the most important packages can be imported."""
     try:
         from detectron2.utils.collect_env import collect_env_info
 
         yield "detectron2's report", f"\n{collect_env_info()}"
-    except Exception:  # the reason is found below
+    except Exception:  # the other checks report the reason
         yield "Python", f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
     for name in ("torch", "torchvision", "timm", "pycocotools.mask", "cv2"):
         try:
             module = importlib.import_module(name)
-        except Exception as error:  # a broken library raises anything: OSError, RuntimeError
+        except Exception as error:  # a broken library may raise any error
             remedy = _REMEDIES.get(name, f"python -m pip install --force-reinstall {name.partition('.')[0]}")
             yield name, "cannot be imported", f"{name} cannot be imported: {_text(error)}", remedy
         else:
@@ -76,7 +76,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_requirements() -> Iterator[Finding]:
-    """The versions that lift_det's metadata asks for."""
+    """Compares versions with lift_det's requirements."""
     from packaging.requirements import Requirement
 
     try:
@@ -99,12 +99,12 @@ def check_requirements() -> Iterator[Finding]:
 
 
 def check_detectron2() -> Iterator[Finding]:
-    """detectron2, its training script, and whether lift_det can be imported with it."""
+    """Checks detectron2, its training script, and whether lift_det can be imported."""
     folder, problem = detectron2_folder(), detectron2_problem()
     if problem:
         yield "detectron2", folder or "not installed", problem, ""
     else:
-        # beside the package in site-packages as in a clone
+        # the same place in site-packages and in a clone
         script = folder.parent / "tools" / "lazyconfig_train_net.py"
         yield "detectron2", folder
         yield "detectron2's training script", script if script.is_file() else f"{script} does not exist"
@@ -117,7 +117,7 @@ def check_detectron2() -> Iterator[Finding]:
 
 
 def check_operators() -> Iterator[Finding]:
-    """Runs torchvision's NMS and ROIAlign: a torchvision of another build can be imported, but not used."""
+    """Runs torchvision's NMS and ROIAlign, which fail if torchvision was built for another torch."""
     try:
         import torch
         from torchvision.ops import nms, roi_align
@@ -141,11 +141,11 @@ def check_operators() -> Iterator[Finding]:
 
 
 def check_datasets() -> Iterator[Finding]:
-    """The folder ``$DETECTRON2_DATASETS``, and whether COCO is complete there."""
+    """Lists the datasets in ``$DETECTRON2_DATASETS``, and whether COCO is complete."""
     folder = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
     yield _folder_finding("DETECTRON2_DATASETS", folder)
     if folder.is_dir():
-        yield "  data sets", ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+        yield "  datasets", ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
     for split in ("train2017", "val2017") if (folder / "coco").is_dir() else ():
         images, annotations = folder / "coco" / split, folder / "coco" / "annotations" / f"instances_{split}.json"
         missing = [str(path) for path in (images, annotations) if not path.exists()]
@@ -153,7 +153,7 @@ def check_datasets() -> Iterator[Finding]:
 
 
 def check_weights() -> Iterator[Finding]:
-    """The folder ``$LIFT_DET_WEIGHTS``, and the files in it."""
+    """Lists the files in ``$LIFT_DET_WEIGHTS``."""
     folder = Path(os.environ.get("LIFT_DET_WEIGHTS") or "weights").expanduser()
     yield _folder_finding("LIFT_DET_WEIGHTS", folder)
     for path in sorted(folder.rglob("*")):
@@ -166,12 +166,8 @@ def _folder_finding(variable: str, folder: Path) -> Finding:
     value = os.environ.get(variable)
     text = f"{folder.absolute()}{'' if value else ' (default)'}{'' if folder.is_dir() else ', does not exist'}"
     if value and not folder.is_dir():
-        return (
-            f"${variable}",
-            text,
-            f"${variable} is '{value}', which is not a folder.",
-            "create it, or correct the path",
-        )
+        problem = f"${variable} is '{value}', which is not a folder."
+        return f"${variable}", text, problem, "create it, or correct the path"
     return f"${variable}", text
 
 

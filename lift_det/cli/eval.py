@@ -1,4 +1,4 @@
-"""Evaluates trained detectors: AP overall, by size and for each class; several are compared.
+"""Evaluates and compares trained detectors: AP overall, by size and by class.
 
 examples:
   lift-det eval output/mine
@@ -7,8 +7,9 @@ examples:
   lift-det eval output/lift output/bilinear --output output/comparison
   lift-det eval output/* --recorded
 
-Each model gets evaluation.json and its predictions (coco_instances_results.json), several models with --output also
-comparison.md and comparison.json. --recorded only reads the last evaluation in metrics.json, also of LiFT trainings.
+For each model, evaluation.json and predictions (coco_instances_results.json) are written; for several models with
+--output, also comparison.md and comparison.json. --recorded reads the last evaluation from metrics.json instead, also
+for trainings of LiFT.
 """
 
 from __future__ import annotations
@@ -25,26 +26,25 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det eval`."""
     parser.add_argument(
         "folders",
         nargs="*",
         metavar="DIR",
-        help="output folders of trainings, with metrics.json; KEY=VALUE overrides their configs",
+        help="output folders of trainings; KEY=VALUE overrides their configs",
     )
     parser.add_argument(
-        "--config-file", metavar="CONFIG", help="instead of folders: a path, or a name that `lift-det configs` lists"
+        "--config-file", metavar="CONFIG", help="instead of folders: a path or a name from `lift-det configs`"
     )
     parser.add_argument(
-        "--weights", metavar="FILE", help="of --config-file or of a single folder (default: the folder's best or last)"
+        "--weights", metavar="FILE", help="for --config-file or a single folder (default: best or last in the folder)"
     )
     parser.add_argument(
         "--dataset",
         metavar="JSON:IMAGES",
-        help="annotations, and the folder of images (default: the config's test set)",
+        help="annotations and folder of images (default: the test set of the config)",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="(default: inference/ beside the weights, with --dataset inference_NAME/)"
+        "--output", metavar="DIR", help="(default: inference/ or, with --dataset, inference_NAME/ beside the weights)"
     )
     parser.add_argument("--recorded", action="store_true", help="read recorded evaluations instead of evaluating")
     add_device_argument(parser)
@@ -52,15 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates, writes and prints."""
+    """Evaluates the models, and writes and prints the results."""
     from lift_det.evaluation import comparison_table, result_table, write_comparison
 
     if bool(arguments.folders) == bool(arguments.config_file):
         raise UsageError("name models: either output folders of trainings, or --config-file CONFIG --weights FILE")
     if arguments.weights and len(arguments.folders) > 1:
-        raise UsageError("--weights FILE goes with a single folder")
+        raise UsageError("--weights FILE needs a single folder")
     if arguments.recorded and (arguments.config_file or arguments.weights or arguments.dataset or arguments.overrides):
-        raise UsageError("--recorded goes with folders and --output only")
+        raise UsageError("--recorded can only be used with folders and --output")
     results = _recorded(arguments.folders) if arguments.recorded else _evaluate(arguments)
     if len(results) > 1 and arguments.output:
         print(f"Written: {', '.join(write_comparison(results, arguments.output))}")
@@ -101,7 +101,7 @@ def _evaluate(arguments: argparse.Namespace) -> list[EvaluationResult]:
         cfg, weights = read_model_arguments(named, arguments.overrides)
         config_file = os.path.join(folder, "config.yaml") if folder else find_config(arguments.config_file)
         output = arguments.output or _default_output(folder or os.path.dirname(weights), json_file)
-        # read all before the first evaluation, so that errors are found early
+        # all are read before the first evaluation, so that errors are found early
         models.append((cfg, evaluation_config(cfg), config_file, weights, output))
     results, data = [], None
     for name, (cfg, test_cfg, config_file, weights, output) in zip(names, models, strict=True):
@@ -130,16 +130,16 @@ def _default_output(folder: str, json_file: str | None) -> str:
 
 
 def _use_dataset(test_cfg: Any, data: Any, predictor: Predictor) -> None:
-    """Sets a data set that was checked with the first model's classes."""
+    """Sets the dataset of a model's test config. It was checked with the classes of the first model."""
     from lift_det.engine.recipes import use_dataset
     from lift_det.evaluation import COCOEvaluator
 
     if dict(data.categories) != _categories(predictor):
-        raise ValueError(f"'{data.json_file}' has the classes of the first model, but not those of another one.")
+        raise ValueError(f"'{data.json_file}' has the classes of the first model, but not those of another model.")
     use_dataset(test_cfg, "test", data)
     evaluator = test_cfg.dataloader.evaluator
     evaluator._target_, evaluator.dataset_name = COCOEvaluator, data.json_file
-    evaluator.tasks = ["bbox"] if data.masks == "none" else None  # None: those that are predicted
+    evaluator.tasks = ["bbox"] if data.masks == "none" else None  # None: the tasks of the predictions
 
 
 def _categories(predictor: Predictor) -> dict[int, str]:

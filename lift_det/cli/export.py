@@ -1,4 +1,4 @@
-"""Exports a LiFT, a ViT with its LiFT, a backbone or a detector as ONNX, or as a torch.export program.
+"""Exports a LiFT, a ViT with LiFT, a backbone or a detector to ONNX or torch.export.
 
 examples:
   lift-det export lift --lift output/lift/lift.safetensors --output lift.onnx
@@ -7,8 +7,8 @@ examples:
   lift-det export backbone --from output/mine --output backbone.pt2
   lift-det export detector --from output/mine --images photos/a.jpg photos/b.jpg --output detector.onnx
 
-The file is compared with torch on several sizes, and kept only if the largest absolute or relative difference is at
-most 1e-4. A .onnx needs pip install "lift_det[export]".
+The file is compared with the model for several image sizes, and is only kept if the absolute or relative differences
+are at most 1e-4. ONNX needs pip install "lift_det[export]".
 """
 
 from __future__ import annotations
@@ -34,34 +34,33 @@ if TYPE_CHECKING:
 
     from lift_det.export import ExportModule
 
-_IMAGES = "It takes images in float32, RGB, 0 to 255, and normalizes them."
+_IMAGES = "Images are float32, RGB, 0 to 255, and are normalized inside."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det export`."""
     kinds = parser.add_subparsers(dest="kind", metavar="{lift,features,backbone,detector}", required=True)
     lift = kinds.add_parser(
         "lift",
         help="a LiFT",
-        description="A LiFT: normalized images (N, 3, H, W) and features (N, C, h, w) to (N, C, 2h, 2w).",
+        description="Input: normalized images (N, 3, H, W) and features (N, C, h, w). Output: (N, C, 2h, 2w).",
     )
     add_lift_arguments(lift)
     features = kinds.add_parser(
-        "features", help="a ViT and its LiFT", description=f"A ViT and its LiFT: images to features. {_IMAGES}"
+        "features", help="a ViT and its LiFT", description=f"Input: images. Output: features. {_IMAGES}"
     )
     add_vit_arguments(features)
     add_lift_arguments(features)
-    features.add_argument("--upsample", type=int, default=1, help="how often the map is doubled (default: 1)")
+    features.add_argument("--upsample", type=int, default=1, help="number of doublings (default: 1)")
     backbone = kinds.add_parser(
         "backbone",
         help="a detector's ViT, LiFT and pyramid",
-        description=f"A detector's ViT, LiFT and pyramid: images to p2, p3, …. {_IMAGES} Pad them with its pixel_mean.",
+        description=f"Input: images, padded with pixel_mean. Output: p2, p3 and so on. {_IMAGES}",
     )
     detector = kinds.add_parser(
         "detector",
         help="a whole detector, as ONNX",
-        description=f"A whole detector: one image (1, 3, H, W) of one size to boxes, scores, classes and masks (28×28) "
-        f"over each box. {_IMAGES} It does not resize images or paste masks.",
+        description="Input: one image (1, 3, H, W) of a fixed size. Output: boxes, scores, classes, and masks as 28×28 "
+        f"grids over the boxes. {_IMAGES} Resizing of images and pasting of masks are not included.",
     )
     detector.add_argument("--images", nargs="+", required=True, metavar="FILE", help="images to compare on")
     for kind in (lift, features, backbone, detector):
@@ -72,23 +71,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=int,
             action="append",
             metavar=("H", "W"),
-            help="pixels: the size of a --fixed file, or one to compare on, which may be repeated (default: about 224, "
-            "or the size that the model pads to)",
+            help="image size of the file if it is fixed, else a size to compare on; may be repeated (default: the size "
+            "that the model pads to, or about 224)",
         )
     for kind in (lift, features, backbone):
         group = kind.add_mutually_exclusive_group()
         group.add_argument("--dynamic", action="store_true", default=None, help="any image size (default if possible)")
-        group.add_argument("--fixed", dest="dynamic", action="store_false", help="one image size")
+        group.add_argument("--fixed", dest="dynamic", action="store_false", help="only one image size")
     for kind in (backbone, detector):
         add_model_arguments(kind)
         add_overrides(kind)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exports."""
+    """Exports the model, and prints the comparison."""
     suffix = os.path.splitext(arguments.output)[1]
     if suffix not in ((".onnx",) if arguments.kind == "detector" else (".onnx", ".pt2")):
-        raise UsageError(f"--output {arguments.output}: expected .onnx, or for other models than detectors .pt2")
+        raise UsageError(f"--output {arguments.output}: expected .onnx, or .pt2 (not for detectors)")
 
     from lift_det.export import export_detector, export_onnx, export_program, require_onnx
 
@@ -96,11 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
         require_onnx()
     detector = _load_detector(arguments) if arguments.kind in ("backbone", "detector") else None
     module = _build_module(arguments, detector)
-    if arguments.kind == "detector" and not (arguments.size or module.square_pad):
-        raise UsageError("this detector does not pad images to one size: name the --size of the file")
     sizes = [tuple(size) for size in arguments.size or [module.default_size()]]
-    if arguments.kind == "detector" and len(sizes) > 1:
-        raise UsageError("the file of a detector takes images of one --size")
+    if arguments.kind == "detector" and (len(sizes) > 1 or not (arguments.size or module.square_pad)):
+        raise UsageError("give one --size (it is only optional if the detector pads images to one size)")
     images = [_read_image(path, sizes[0]) for path in getattr(arguments, "images", ())]
     os.makedirs(os.path.dirname(os.path.abspath(arguments.output)), exist_ok=True)
     print("Tracing, which takes a few minutes for a large ViT …", file=sys.stderr)
@@ -130,12 +127,12 @@ def _load_detector(arguments: argparse.Namespace) -> nn.Module:
     from lift_det.engine import load_model
 
     if arguments.device not in (None, "cpu"):
-        raise UsageError("files are made on the CPU (--device cpu); they run on any device")
+        raise UsageError("models are exported on the CPU (--device cpu); the file runs on any device")
     return load_model(*read_model_arguments(arguments, arguments.overrides), "cpu")
 
 
 def _read_image(path: str, size: tuple[int, int]) -> Tensor:
-    """An image (1, 3, H, W), RGB, 0 to 255, resized without keeping its aspect ratio."""
+    """Returns an image (1, 3, H, W), RGB, 0 to 255, resized without keeping the aspect ratio."""
     import numpy as np
     import torch
     from PIL import Image

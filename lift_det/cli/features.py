@@ -1,4 +1,4 @@
-"""Shows a ViT's features of images: of the reduced image, upsampled bilinearly and by LiFT, and of the whole image.
+"""Visualizes features of a ViT: of the reduced image, upsampled bilinearly and by LiFT, and of the full image.
 
 examples:
   lift-det features photo.jpg --backbone vit_small_patch14_dinov2.lvd142m --lift output/lift/lift.safetensors \\
@@ -6,14 +6,16 @@ examples:
   lift-det features photos/*.jpg --from output/lift --output output/features
   lift-det features photo.jpg --backbone dino_deitsmall16_pretrain.pth --layer 11 --facet key --output output/features
 
-Each image is resized to about --size² pixels, in whole patches. The ViT sees it reduced 2**UPSAMPLE times.
+Each image is resized to about --size² pixels, a multiple of the patch size. Its sides are divided by 2**UPSAMPLE to get
+the reduced image.
 
-photo.jpg gives photo.png, whose colours are the first three principal components of the true features, and photo.npz:
-  vit, bilinear, lift, true   (C, h, w) float32: features of the reduced image, upsampled, of the whole image
+The output for photo.jpg is photo.png, whose colours are the first three principal components of the features of the
+full image, and photo.npz with these arrays:
+  vit, bilinear, lift, true   (C, h, w) float32: features of the reduced image, upsampled, of the full image
   image                       (H, W, 3) uint8, RGB: the resized image
-  original_size               (2,) int64: height and width of the file's image, with its EXIF orientation
-  point                       (2,) float64: x and y in pixels of the file's image (with --point)
-  similarity_vit, ...         (h, w) float32: cosine similarity of each cell to the one at the point (with --point)
+  original_size               (2,) int64: height and width of the original image, in its EXIF orientation
+  point                       (2,) float64: x and y in pixels of the original image (with --point)
+  similarity_vit, ...         (h, w) float32: cosine similarity of each cell to the cell at the point (with --point)
 """
 
 from __future__ import annotations
@@ -40,26 +42,25 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det features`."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders; KEY=VALUE overrides the config")
     add_vit_arguments(parser, required=False)
     add_model_arguments(parser)
     add_lift_arguments(parser, required=False)
-    parser.add_argument("--point", type=_point, metavar="X,Y", help="in pixels of the image, from the upper left")
-    parser.add_argument("--size", type=int, default=448, help="side of a square image in pixels (default: 448)")
-    parser.add_argument("--upsample", type=int, default=1, help="how often the map is doubled (default: 1)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="for pictures and arrays")
+    parser.add_argument("--point", type=_point, metavar="X,Y", help="point to compare with, in pixels of the image")
+    parser.add_argument("--size", type=int, default=448, help="square root of the number of pixels (default: 448)")
+    parser.add_argument("--upsample", type=int, default=1, help="number of doublings (default: 1)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for drawings and arrays")
     add_overrides(parser, "images")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes a picture and arrays for each image; 1 if one of them fails."""
+    """Writes a drawing and arrays of each image, and returns 1 if one of them fails."""
     from tqdm import tqdm
 
     from lift_det.data.image_files import find_files
 
     if arguments.upsample < 1 or arguments.size < 1:
-        raise UsageError("--upsample and --size have to be positive")
+        raise UsageError("--upsample and --size must be positive")
     if not arguments.images:
         raise UsageError("name at least one IMAGE")
     extractor = _extractor(arguments)
@@ -90,16 +91,16 @@ def _extractor(arguments: argparse.Namespace) -> FeatureExtractor:
     lift = read_lift(arguments) if arguments.lift else None
     if arguments.backbone:
         if arguments.overrides or arguments.weights:
-            raise UsageError("--weights and KEY=VALUE belong to --from or --config-file")
+            raise UsageError("--weights and KEY=VALUE need --from or --config-file")
         return build_extractor(arguments, lift).to(device)
     if any(getattr(arguments, name) is not None for name in ("architecture", "num_heads", "layer", "facet")):
-        raise UsageError("--architecture, --num-heads, --layer and --facet belong to --backbone")
+        raise UsageError("--architecture, --num-heads, --layer and --facet need --backbone")
     model = load_model(*read_model_arguments(arguments, arguments.overrides), device)
     return FeatureExtractor.of_model(model, lift).to(device)
 
 
 def _write(extractor: FeatureExtractor, file: InputFile, target: str, arguments: argparse.Namespace) -> str:
-    """Writes the picture and the arrays of an image; returns the reason of a failure, or an empty string."""
+    """Writes the drawing and the arrays of an image. Returns the reason of a failure, or an empty string."""
     from lift_det import BilinearUpsample
     from lift_det.data.images import read_rgb
     from lift_det.modeling import upsampled_features, whole_patches
@@ -108,7 +109,7 @@ def _write(extractor: FeatureExtractor, file: InputFile, target: str, arguments:
     if file.is_video:
         return "expected an image, got a video"
     if os.path.realpath(f"{target}.png") == os.path.realpath(file.path):
-        return "the picture would overwrite the image: name another --output"
+        return "the drawing would overwrite the image: use another --output"
     image, reason = read_rgb(file.path)
     if image is None:
         return reason

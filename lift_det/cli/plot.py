@@ -1,11 +1,11 @@
-"""Plots losses, learning rate and AP of trainings, from their metrics.json.
+"""Plots losses, learning rate and AP of trainings from metrics.json.
 
 examples:
   lift-det plot output/mine
   lift-det plot output/lift output/bilinear --output curves.png
 
-There is a panel for each loss, for AP (of a LiFT: the cosine similarity to the true features) and for the learning
-rate. Losses are smoothed. A training may still be running.
+Losses are smoothed. For LiFT, the cosine similarity to the true features is plotted instead of AP. A training may still
+be running.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det plot`."""
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folders of trainings, with metrics.json")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folders of trainings")
     parser.add_argument(
-        "--output", metavar="FILE", help=".png, .pdf or .svg (default: plot.png, in the folder if there is only one)"
+        "--output", metavar="FILE", help=".png, .pdf or .svg (default: plot.png, in DIR if there is only one)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plots."""
+    """Writes the plot."""
     from lift_det.visualization import plot_training
 
     folders = arguments.folders

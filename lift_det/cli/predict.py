@@ -1,4 +1,4 @@
-"""Detects objects in images of any format and size, in folders of them, and in videos.
+"""Detects objects in images and videos.
 
 examples:
   lift-det predict photo.jpg --from output/mine --output predictions
@@ -6,8 +6,8 @@ examples:
   lift-det predict photos --config-file COCO/mask_rcnn_lift_vitdet_b_100ep.py --weights model_final.pth \\
       --score-threshold 0.3 --output predictions
 
---output gets a picture for each image, an .mp4 for each video, and predictions.json. Files that cannot be read are
-skipped and listed; the exit code is then 1.
+Drawings of images, .mp4 videos and predictions.json are written to --output. Files that cannot be read are skipped and
+listed, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -19,25 +19,24 @@ from .arguments import UsageError, add_model_arguments, add_overrides, read_mode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det predict`."""
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="an image, a folder (searched at any depth), a quoted pattern, or a video (.mp4, .avi, .mov, .mkv, "
-        ".webm); KEY=VALUE overrides the config",
+        help="image, folder (searched recursively), quoted pattern, or video (.mp4, .avi, .mov, .mkv, .webm); "
+        "KEY=VALUE overrides the config",
     )
     add_model_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="for pictures, videos and predictions.json")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for drawings and predictions.json")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="smallest score (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=1, help="images in a batch (default: 1)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="use every Nth frame of a video (default: 1)")
-    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    parser.add_argument("--no-pictures", action="store_true", help="only write predictions.json")
     add_overrides(parser, "inputs")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predicts; 1 if a file could not be read."""
+    """Predicts on the files, and returns 1 if one of them cannot be read."""
     from lift_det.engine import Predictor, predict_files
 
     if not arguments.inputs:

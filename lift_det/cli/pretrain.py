@@ -1,12 +1,12 @@
-"""Trains LiFT, without labels, for a pretrained ViT, and evaluates it beside bilinear upsampling.
+"""Trains LiFT for a pretrained ViT on images without labels.
 
 examples:
   lift-det pretrain --images photos --backbone vit_small_patch14_dinov2.lvd142m --output output/lift
   lift-det pretrain --images coco/train2017 --val coco/val2017 --backbone dino_deitsmall16_pretrain.pth \\
       --architecture vit_small_patch16_224.dino --output output/lift --iterations 2000 optimizer.lr=5e-4
 
-It trains configs/common/lift_training.py (on a CPU configs/LiFT/lift_vits14_cpu.py). --output gets lift.safetensors,
-which load_lift() and the detectors' configs read, and the usual files of a detectron2 training.
+The config is configs/common/lift_training.py, or configs/LiFT/lift_vits14_cpu.py on a CPU. The LiFT is compared with
+bilinear upsampling, and written to lift.safetensors in --output, for load_lift() and the configs of detectors.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det pretrain`."""
-    add_vit_arguments(parser)
-    parser.add_argument("--images", nargs="+", required=True, metavar="DIR", help="folders, searched at any depth")
+    add_vit_arguments(parser, lift=False)
+    parser.add_argument("--images", nargs="+", required=True, metavar="DIR", help="folders, searched recursively")
     parser.add_argument(
         "--val", nargs="+", metavar="DIR", help="folders to evaluate on (default: every 20th image of --images)"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="for checkpoints, metrics and lift.safetensors")
+    parser.add_argument("--output", required=True, metavar="DIR", help="output folder")
     parser.add_argument(
-        "--image-size", type=int, help="pixels, a multiple of four patches (default: 448, or the next such multiple)"
+        "--image-size", type=int, help="in pixels, a multiple of four patches (default: 448 or the next such multiple)"
     )
     add_training_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains."""
+    """Starts the training."""
     from lift_det.engine import launch, pretraining_config
     from lift_det.modeling import find_vit
 
@@ -72,6 +71,6 @@ def _train(cfg: DictConfig, resume: bool, overrides: list[str]) -> None:
     if comm.is_main_process():
         path = os.path.join(cfg.train.output_dir, "lift.safetensors")
         metadata = read_state_dict(path)[1]
-        print(f"\nFeatures of {metadata['evaluated_images']} images compared with the true ones:\n")
+        print(f"\nSimilarity to the true features of {metadata['evaluated_images']} images:\n")
         print(reconstruction_table(json.loads(metadata["reconstruction"])))
         print(f"\nWritten: {path}, after {metadata['steps']} iterations")

@@ -1,4 +1,4 @@
-"""Set-up of a training in a terminal, which shows only warnings, progress bars and results."""
+"""Set-up of trainings in a terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def set_up(cfg: DictConfig, overrides: Sequence[str], resume: bool) -> argparse.Namespace:
-    """detectron2's ``default_setup`` with the log in ``train.output_dir`` only.
+    """Calls detectron2's ``default_setup``, with only warnings on the terminal; the full log is in the output folder.
 
     Returns:
-        The arguments of :func:`lift_det.engine.do_train`.
+        The arguments for :func:`lift_det.engine.do_train`.
     """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
     for name in ("fvcore", "detectron2"):
-        # as default_setup calls it, which then gets this logger from a cache
+        # with the arguments of default_setup, which then gets this logger from a cache
         options = {"name": name} if name == "fvcore" else {}
         logger = setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), **options)
         for handler in logger.handlers:

@@ -1,4 +1,4 @@
-"""Trains a detector on your own data in COCO's format.
+"""Trains a detector on a dataset in COCO's format.
 
 examples:
   lift-det train COCO/mask_rcnn_lift_vitdet_b_fast_12ep_1gpu --dataset my_train.json:images/ --val my_val.json:images/
@@ -6,7 +6,7 @@ examples:
   lift-det train CONFIG --dataset my_train.json:images/ --weights model_final.pth --epochs 20 --num-gpus 4 \\
       train.trainer.accumulate=2 train.trainer.ema_decay=0.9998
 
-The annotations are checked first. Classes, schedule and learning rate are fitted to the data by rules that are printed.
+The annotations are checked first. Classes, schedule and learning rate are fitted to the data, and printed.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ from .arguments import UsageError, add_training_arguments, choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lift-det train`."""
     parser.add_argument(
-        "config", metavar="CONFIG", help="a LazyConfig: a path, or a name that `lift-det configs` lists"
+        "config", metavar="CONFIG", help="LazyConfig of a detector: a path or a name from `lift-det configs`"
     )
-    parser.add_argument("--dataset", required=True, metavar="JSON:IMAGES", help="annotations, and the folder of images")
+    parser.add_argument("--dataset", required=True, metavar="JSON:IMAGES", help="annotations and folder of images")
     parser.add_argument(
-        "--val", metavar="JSON:IMAGES", help="to evaluate on (default: every 10th image of --dataset is held out)"
+        "--val", metavar="JSON:IMAGES", help="evaluation set (default: every 10th image of --dataset is held out)"
     )
-    parser.add_argument("--output", metavar="DIR", help="(default: output/NAME, with the config's name)")
-    parser.add_argument("--check", action="store_true", help="check the data, print the fitted settings, and stop")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint to start from (default: the config's)")
-    parser.add_argument("--lift", metavar="FILE", help="a LiFT trained for this ViT, such as lift.safetensors")
-    parser.add_argument("--epochs", type=float, help="length of the training (default: the config's)")
-    parser.add_argument("--learning-rate", type=float, help="(default: the config's, scaled with the batch size)")
+    parser.add_argument("--output", metavar="DIR", help="(default: output/NAME for a config NAME)")
+    parser.add_argument("--check", action="store_true", help="only check the data and print the fitted settings")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint to start from (default: from the config)")
+    parser.add_argument("--lift", metavar="FILE", help="LiFT trained for the same ViT, such as lift.safetensors")
+    parser.add_argument("--epochs", type=float, help="length of the training (default: from the config)")
+    parser.add_argument("--learning-rate", type=float, help="(default: from the config, scaled with the batch size)")
     parser.add_argument("--num-machines", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine (default: 0)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0 (default: 0)")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine (default: auto)")
     add_training_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks the data and trains."""
+    """Checks the data, and starts the training."""
     from lift_det.engine import launch
 
     arguments.device = choose_device(arguments)
@@ -82,7 +81,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> Any:
-    """The config fitted to the data."""
+    """Returns the config, fitted to the data."""
     from omegaconf import DictConfig
 
     from lift_det import config
@@ -97,7 +96,7 @@ def _prepare(arguments: argparse.Namespace) -> Any:
         cfg,
         arguments.dataset,
         arguments.val,
-        # a check must not change the data of a training
+        # --check must not change the data of a training
         data_folder=os.path.join(output, "check" if arguments.check else "data"),
         weights=arguments.weights,
         lift=arguments.lift,

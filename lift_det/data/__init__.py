@@ -1,4 +1,4 @@
-"""Data sets: COCO-format annotations and their check, image folders, and a synthetic COCO.
+"""Datasets: loading and checking of COCO-format annotations, image folders, and a synthetic dataset.
 
 Importing registers ``lift_det_synthetic_{train,val}``, ``coco_2017_train_overfit8`` and ``coco_2017_val_first2`` with
 detectron2; it reads no file.
@@ -12,7 +12,6 @@ from .errors import DatasetError
 from .image_folder import ImageFolder, build_image_folder_loader
 from .own_coco import load_own_coco, parse_dataset, write_own_coco
 from .register import register_all, register_coco_subset
-from .small_coco import write_small_coco
 from .synthetic_coco import write_synthetic_coco
 
 register_all()
@@ -30,6 +29,5 @@ __all__ = [
     "parse_dataset",
     "register_coco_subset",
     "write_own_coco",
-    "write_small_coco",
     "write_synthetic_coco",
 ]

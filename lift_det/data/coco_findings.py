@@ -1,4 +1,4 @@
-"""Results of a check of a COCO-format data set."""
+"""Results of a check of a COCO-format dataset."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from lift_det.files import write_text_atomically
 ERROR, SKIPPED, NOTED = "error", "skipped", "noted"
 
 _HEADINGS = {
-    ERROR: "Errors: training cannot start before these are fixed",
-    SKIPPED: "Skipped: left out, everything else is used",
-    NOTED: "Noted: kept",
+    ERROR: "Errors: fix these before training",
+    SKIPPED: "Skipped: these are left out",
+    NOTED: "Noted: these are used",
 }
 _MAX_COLUMNS = 200
 
 
 @dataclass(frozen=True)
 class CocoFinding:
-    """A problem in a data set.
+    """A problem in a dataset.
 
     Attributes:
-        kind: short name of the problem; the report groups findings by it.
+        kind: short name of the problem, by which the report groups findings.
         severity: ``"error"`` (training cannot start), ``"skipped"`` (an image or annotation is left out) or
             ``"noted"`` (it is kept).
-        text: names the annotation, image and file, and describes the problem.
-        annotation_id: as in the file; None if there is none, or the finding does not concern a single annotation.
-        image_id: the same for the image.
+        text: description with the ids of the annotation and image, and the name of the image file.
+        annotation_id, image_id: as in the file; None if the finding is not about a single annotation or image.
     """
 
     kind: str
@@ -46,8 +45,8 @@ class CocoCheck:
     Attributes:
         json_file, image_root: the annotation file, and the folder that its file names are relative to.
         findings: all problems.
-        categories: names by category id, in the order of the ids.
-        cleaned: the content of the annotation file without what is skipped; ids are unchanged.
+        categories: class names by category id, in ascending order of the ids.
+        cleaned: the content of the annotation file without skipped entries; ids are unchanged.
         images_listed, annotations_listed: numbers of entries in the file.
     """
 
@@ -71,12 +70,12 @@ class CocoCheck:
 
     @property
     def num_annotated_images(self) -> int:
-        """Number of usable images with an object other than a crowd, which are those that detectron2 trains on."""
+        """Number of usable images with an object other than a crowd. detectron2 trains on these."""
         return len({a["image_id"] for a in self.cleaned["annotations"] if not a["iscrowd"]})
 
     @property
     def masks(self) -> str:
-        """``"none"``, ``"polygon"``, or ``"bitmask"`` with run-length encoded masks, not counting crowds."""
+        """The mapper's ``instance_mask_format``: ``"polygon"``, ``"bitmask"`` for RLE, or ``"none"`` without masks."""
         kinds = {type(a.get("segmentation") or None) for a in self.cleaned["annotations"] if not a["iscrowd"]}
         return "bitmask" if dict in kinds else "polygon" if list in kinds else "none"
 
@@ -98,8 +97,7 @@ class CocoCheck:
     def page(self, all_in: str = "") -> str:
         """Returns a report of at most 60 lines: counts, then the findings by kind with examples.
 
-        Args:
-            all_in: path of the file that :meth:`write_findings` has written, for the last line.
+        The last line refers to ``all_in``, the path of a file that :meth:`write_findings` has written.
         """
         counts = Counter(a["category_id"] for a in self.cleaned["annotations"])
         classes = ", ".join(f"{name} {counts[id_]}" for id_, name in self.categories.items())

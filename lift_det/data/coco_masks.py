@@ -1,4 +1,4 @@
-"""Checks of polygons and run-length encoded masks, before pycocotools reads them."""
+"""Checks of polygons and run-length encoded masks, which pycocotools reads without any."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def are_coordinates(numbers: Any) -> bool:
 
 
 def read_mask(segmentation: Any, width: int, height: int) -> tuple[Any, list[float], list[tuple[str, str]]]:
-    """Checks polygons or RLE of an image of that size, in pixels; raises Unusable if nothing of it can be used.
+    """Checks polygons or an RLE for an image of that size in pixels; raises Unusable.
 
     Returns:
         The segmentation without invalid polygons, its box ``[x, y, width, height]``, and (kind, text) of findings.
@@ -35,62 +35,58 @@ def read_mask(segmentation: Any, width: int, height: int) -> tuple[Any, list[flo
         return segmentation, mask_area_and_box(segmentation, width, height)[1], []
     if not isinstance(segmentation, list):
         raise Unusable("invalid segmentation", f"expected polygons or RLE, got {segmentation!r:.40}")
-    usable, bounds, notes = [], [], []
+    usable, bounds, faults, crossings = [], [], [], []
     for number, polygon in enumerate(segmentation, start=1):
+        name = f"polygon {number} of {len(segmentation)}"
         try:
-            polygon_bounds, crossing = _read_polygon(polygon, width, height)
+            shape = _read_polygon(polygon, width, height)
         except ValueError as error:
-            notes.append(("invalid polygon", f"polygon {number} of {len(segmentation)} is removed: {error}"))
+            faults.append(f"{name}: {error}")
             continue
         usable.append(polygon)
-        bounds.append(polygon_bounds)
-        if crossing:
-            notes.append(("polygon that crosses itself", f"polygon {number} of {len(segmentation)}: {crossing}"))
+        bounds.append(shape.bounds)
+        reason = "" if shape.is_valid else shapely.is_valid_reason(shape)
+        if reason.startswith("Self-intersection"):  # not "Ring Self-intersection", which only touches itself
+            crossings.append(("polygon that crosses itself", f"{name}: {reason}"))
     if not usable:
-        raise Unusable(*notes[0])
+        raise Unusable("invalid polygon", faults[0])
     lefts, tops, rights, bottoms = zip(*bounds, strict=True)
     left, top = min(lefts), min(tops)
+    notes = [*(("invalid polygon", f"{fault}; removed") for fault in faults), *crossings]
     return usable, [left, top, max(rights) - left, max(bottoms) - top], notes
 
 
-def _read_polygon(polygon: Any, width: int, height: int) -> tuple[tuple[float, float, float, float], str]:
-    """Returns left, top, right and bottom, and where it crosses itself; raises a ValueError if it cannot be used."""
+def _read_polygon(polygon: Any, width: int, height: int) -> shapely.Polygon:
+    """Raises a ValueError if the polygon cannot be used."""
     if not are_coordinates(polygon) or len(polygon) % 2 or len(polygon) < 6:
         raise ValueError(f"expected x and y of at least 3 points, [x0, y0, x1, y1, ...], got {polygon!r:.60}")
     shape = shapely.polygons(np.array(polygon, dtype=np.float64).reshape(-1, 2))
     left, top, right, bottom = shape.bounds
     if left >= width or top >= height or right <= 0 or bottom <= 0:
-        raise ValueError(f"it lies outside the image of {width} x {height}: {polygon!r:.60}")
-    crossing = ""
-    if not shape.is_valid:
-        if shape.convex_hull.area == 0:
-            raise ValueError(f"its area is zero: {polygon!r:.60}")
-        reason = shapely.is_valid_reason(shape)
-        if reason.startswith("Self-intersection"):  # not "Ring Self-intersection", which only touches itself
-            crossing = reason
-    return (left, top, right, bottom), crossing
+        raise ValueError(f"{polygon!r:.60} lies outside the image of {width} x {height}")
+    if not shape.is_valid and shapely.make_valid(shape).area == 0:
+        raise ValueError(f"{polygon!r:.60} has no area")
+    return shape
 
 
 def _check_rle(segmentation: Mapping[str, Any], width: int, height: int) -> None:
-    """Raises Unusable for masks on which pycocotools would access memory out of bounds, and for empty ones."""
+    """Raises Unusable if the mask is empty, or pycocotools would access memory out of bounds."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     runs: list[int] = []
     if isinstance(counts, str):
         runs = _decode_counts(counts)
     elif isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts):
         runs = counts
-    if size != [height, width] or sum(runs) != width * height or not sum(runs[1::2]):
-        text = (
-            f"expected the size [{height}, {width}] and counts of {width * height} pixels, some of them in the mask; "
-        )
-        raise Unusable("invalid RLE", f"{text}got {size!r:.40} and {counts!r:.60}")
+    if size != [height, width] or sum(runs) != width * height or sum(runs[1::2]) == 0:
+        expected = f"size [{height}, {width}] and counts with the sum {width * height} that are not an empty mask"
+        raise Unusable("invalid RLE", f"expected {expected}, got {size!r:.40} and {counts!r:.60}")
 
 
 def _decode_counts(counts: str) -> list[int]:
-    """The runs of COCO's compressed counts; empty if these are invalid.
+    """Returns the run lengths of COCO's compressed counts; an empty list if they are invalid.
 
-    A character holds 5 bits of a run, the lowest first; 32 marks that more follow, and 16 in the last one a negative
-    number. From the fourth run on, the difference from the run two before is stored.
+    A character minus 48 has 5 bits of a number, lowest first; bit 32 says that more follow, and bit 16 of the last one
+    is the sign. From the fourth run on, the number is the difference from the run two before.
     """
     digits = np.frombuffer(counts.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:

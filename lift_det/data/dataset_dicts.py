@@ -1,4 +1,4 @@
-"""Loading of registered data sets with errors that name the cause."""
+"""Loads registered datasets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
-from .coco_check import check_file, read_coco
+from .coco_check import read_coco
 from .errors import DatasetError, datasets_root_note
 
 
@@ -20,40 +20,38 @@ def get_dataset_dicts(
     proposal_files: list[str] | None = None,
     check_consistency: bool = True,
 ) -> list[dict[str, Any]]:
-    """Loads registered data sets as ``detectron2.data.get_detection_dataset_dicts`` does, with the same arguments.
+    """``detectron2.data.get_detection_dataset_dicts`` with errors that name the cause.
 
     Raises:
         DatasetError: a name is not registered, its annotation file or image folder is missing or invalid, or no image
-            is left.
+            has annotations.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
-        raise DatasetError("Expected the name of at least one registered data set, got an empty list.")
+        raise DatasetError("Expected at least one registered dataset, got an empty list.")
     for name in names:
         if name not in DatasetCatalog:
             close = difflib.get_close_matches(name, list(DatasetCatalog.keys()), n=4, cutoff=0.5)
             raise DatasetError(
-                f"'{name}' is not a registered data set; similar names: {', '.join(close) or 'none'}. Register it "
-                "with detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)."
+                f"'{name}' is not a registered dataset; similar names: {', '.join(close) or 'none'}. Register it with "
+                "detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)."
             )
-        json_file, image_root = _find_files(name)
-        if json_file is not None:
-            check_file(json_file, _advice(name))
-        if image_root is not None and not os.path.isdir(image_root):
-            raise DatasetError(f"The image folder '{os.path.abspath(image_root)}' is missing. {_advice(name)}")
+        for path, exists in zip(_find_files(name), (os.path.isfile, os.path.isdir), strict=True):
+            if path is not None and not exists(path):
+                raise DatasetError(f"'{os.path.abspath(path)}' is missing. {_advice(name)}")
     try:
         return get_detection_dataset_dicts(names, filter_empty, min_keypoints, proposal_files, check_consistency)
     except DatasetError:
         raise
     except Exception as error:
-        # Large annotation files take seconds to parse, so that they are only read again to explain an error.
+        # Large annotation files take seconds to parse, so they are only checked after an error.
         for name in names:
             _explain(name, filter_empty, error)
         raise
 
 
 def _find_files(name: str) -> tuple[str | None, str | None]:
-    """The annotation file and image folder of a COCO data set or its source; None if they are not local."""
+    """Returns the annotation file and image folder of a COCO dataset or subset; None if they are not local."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("subset_of") is not None:
         return _find_files(metadata.subset_of)
@@ -68,21 +66,23 @@ def _explain(name: str, filter_empty: bool, error: Exception) -> None:
     if json_file is None:
         return
     content = read_coco(json_file)
+    if not filter_empty or not isinstance(error, AssertionError):  # detectron2's if no image is left
+        return
     ids = MetadataCatalog.get(name).get("subset_image_ids") or [image["id"] for image in content["images"]]
     annotated = {a.get("image_id") for a in content["annotations"] if not a.get("iscrowd", 0)}
-    if filter_empty and annotated.isdisjoint(ids):
+    if annotated.isdisjoint(ids):
         raise DatasetError(
-            f"None of the {len(ids)} images of '{name}' has an annotation other than crowds in '{json_file}': check "
-            "that each 'image_id' is the 'id' of an image, or use filter_empty=False."
+            f"None of the {len(ids)} images of '{name}' has an annotation other than crowds in '{json_file}'. Check "
+            "that each 'image_id' is the 'id' of an image, or pass filter_empty=False."
         ) from error
 
 
 def _advice(name: str) -> str:
     json_file, image_root = _find_files(name)
     if name.startswith("lift_det_synthetic_"):
-        advice = "Draw it with `make quickstart` or lift_det.data.write_synthetic_coco('datasets')."
+        advice = "Create it with `make quickstart` or lift_det.data.write_synthetic_coco('datasets')."
     elif name.startswith("coco_"):
-        advice = "DETECTRON2_DATASETS has to be the folder with coco/annotations/, coco/train2017/ and coco/val2017/."
+        advice = "DETECTRON2_DATASETS must be the folder with coco/annotations/, coco/train2017/ and coco/val2017/."
     else:
-        advice = "Put the files there, or register the data set with other paths."
+        advice = "Put the files there, or register the dataset with other paths."
     return f"'{name}' has annotations in '{json_file}' and images in '{image_root}'. {advice} {datasets_root_note()}"

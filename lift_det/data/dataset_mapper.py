@@ -1,4 +1,4 @@
-"""detectron2's ``DatasetMapper`` with errors that name the image."""
+"""Dataset mapper with errors that name the image."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from .images import read_rgb
 
 
 class DatasetMapper(_DatasetMapper):
-    """detectron2's ``DatasetMapper``, except that images that cannot be used raise :class:`DatasetError`."""
+    """detectron2's ``DatasetMapper``, except that it raises :class:`DatasetError` for images that cannot be used.
+
+    These are images that are missing, broken or of another size than annotated.
+    """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Reads, augments and converts an image in detectron2's dataset format.
-
-        Raises:
-            DatasetError: the image is missing, broken or of another size than annotated.
-        """
-        name = f"'{dataset_dict.get('file_name')}' (image id {dataset_dict.get('image_id', 'unknown')})"
+        image_id = dataset_dict.get("image_id", "unknown")
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError as error:
             raise DatasetError(
-                f"Image {name} has another size than annotated: {error} Restore the original image or correct its "
-                "annotations; the annotation file may belong to another image folder."
+                f"'{dataset_dict['file_name']}' (image id {image_id}) has another size than annotated: {error} Restore "
+                "the original image or correct its annotations. The annotation file may belong to other images."
             ) from error
         except Exception as error:
-            # Only blame a file that cannot be read: annotations and augmentations have errors, too.
+            # The error may also come from an annotation or an augmentation.
             for key in ("file_name", "sem_seg_file_name"):
                 reason = read_rgb(dataset_dict[key])[1] if key in dataset_dict else ""
                 if reason:
                     raise DatasetError(
-                        f"'{dataset_dict[key]}' of image {name} cannot be read: {reason}. Fetch it again, or remove "
-                        f"the image from the annotation file. {datasets_root_note()}"
+                        f"'{dataset_dict[key]}' (image id {image_id}) cannot be read: {reason}. Fetch it again, or "
+                        f"remove the image from the annotation file. {datasets_root_note()}"
                     ) from error
             raise

@@ -1,4 +1,4 @@
-"""Images and videos named on a command line."""
+"""Finds the images and videos that command-line arguments refer to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .video import VIDEO_SUFFIXES
 
-#: including formats that Pillow may be unable to read, so that such files are reported
+#: includes formats that some installations of Pillow cannot read, so that these files are reported
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (
 
 @dataclass(frozen=True)
 class InputFile:
-    """An image or a video; ``name`` is its unique path from the folder that all inputs have in common, with slashes."""
+    """An image or a video. ``name`` is its path with slashes, relative to the common folder of all inputs."""
 
     path: str
     name: str
@@ -28,15 +28,15 @@ class InputFile:
 def find_files(
     inputs: Sequence[str | os.PathLike], exclude: str | os.PathLike | None = None
 ) -> tuple[list[InputFile], list[tuple[str, str]]]:
-    """Finds the files of a list of files, folders and glob patterns, each once.
+    """Finds the files that a list of files, folders and glob patterns refers to, each once.
 
     Args:
-        inputs: files are taken with any suffix; folders are searched at any depth for images and videos, except
-            hidden ones; patterns may be recursive, such as ``photos/**/*.jpg``.
-        exclude: folder that searches skip.
+        inputs: files with any suffix, folders that are searched recursively for images and videos that are not hidden,
+            and patterns such as ``photos/**/*.jpg``.
+        exclude: folder that is not searched.
 
     Returns:
-        The files in the order of the inputs, sorted within each, and the inputs without any as ``(input, reason)``.
+        The files in the order of the inputs, sorted within each, and ``(input, reason)`` for inputs without files.
     """
     suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
     excluded = None if exclude is None else os.path.realpath(exclude)
@@ -52,7 +52,7 @@ def find_files(
         if excluded is not None and not os.path.exists(given):
             matches = [m for m in matches if not os.path.realpath(m).startswith(os.path.join(excluded, ""))]
         if not matches:
-            failures.append((given, "no file or folder has this name or matches it as a pattern"))
+            failures.append((given, "no such file or folder, and no match as a pattern"))
         for match in matches:
             if not os.path.isdir(match):
                 roots.append(os.path.dirname(match))
@@ -78,9 +78,9 @@ def find_files(
 def walk(
     root: str, suffixes: tuple[str, ...], exclude: str | None = None, on_error: Callable | None = None
 ) -> Iterator[str]:
-    """Yields the files below a folder with one of the suffixes, which are in lower case, except hidden files.
+    """Yields the files below a folder that are not hidden and have one of the lower-case suffixes, in any case.
 
-    Follows links but visits each folder once, skips the real path ``exclude``, and gives errors to ``on_error``.
+    Links are followed, each folder is visited once. ``exclude`` is a real path to skip.
     """
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=on_error):

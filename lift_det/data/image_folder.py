@@ -1,4 +1,4 @@
-"""Unlabeled images in folders, as LiFT is trained on them."""
+"""Unlabeled images in folders, for training LiFT."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
 class ImageFolder(torchdata.Dataset):
-    """Images below one or more folders as square uint8 tensors, sorted by path.
+    """The images below one or more folders as square uint8 tensors, sorted by path.
 
-    In training, :meth:`sample` gives an endless stream of augmented images, in which sample n depends on n and the
-    seed alone. In evaluation, images are resized to ``image_size`` on the short side (bicubic, antialiased) and
-    center-cropped. Files that cannot be read are skipped, with a warning.
+    In training, :meth:`sample` returns augmented images, which depend only on the sample's number and the seed. In
+    evaluation, images are resized to ``image_size`` on the short side (bicubic, antialiased) and center-cropped. Files
+    that cannot be read are skipped with a warning.
     """
 
     def __init__(
@@ -54,22 +54,22 @@ class ImageFolder(torchdata.Dataset):
     ) -> None:
         """
         Args:
-            root: one or more folders, searched at any depth for images that are not hidden.
-            image_size: side of the returned images in pixels. Given several, each training batch has a random one.
-            train: augment images.
+            root: one or more folders, searched recursively. Hidden files and folders are ignored.
+            image_size: side of the returned images in pixels; of several sizes, each training batch has a random one.
+            train: whether to augment images.
             crop: ``"resized"`` (torchvision's ``RandomResizedCrop``), ``"square"`` (resize the short side, then
                 ``RandomCrop``) or ``"center"`` (resize the short side, then ``CenterCrop``).
-            crop_scale: smallest and largest area of ``"resized"`` as a share of the image's.
-            crop_ratio: smallest and largest width / height of ``"resized"``.
+            crop_scale, crop_ratio: ranges of ``"resized"``: share of the image's area, and width / height.
             flip: probability of a horizontal flip.
-            color_jitter: arguments of torchvision's ``ColorJitter`` (LiFT's authors: 0.2 for each), and the
-                ``probability`` (1) of applying it.
-            views: number of augmented versions of each image; epoch e shows version e modulo ``views``, so that a model
-                can cache what it computes. 0 augments every sample anew.
-            holdout: every ``holdout``-th image is left out in training, and evaluation uses only these. 0 uses all.
+            color_jitter: arguments of torchvision's ``ColorJitter`` (LiFT's authors use 0.2 for each), and
+                ``probability``, that of applying it (default: 1).
+            views: number of augmented versions of each image, which makes features cacheable: epoch e shows version
+                e modulo ``views``. 0 augments every sample differently.
+            holdout: every ``holdout``-th image is only used in evaluation, the others only in training. 0 uses all
+                images in both.
 
         Raises:
-            DatasetError: a folder does not exist or holds no image.
+            DatasetError: a folder does not exist or has no image.
             ValueError: an argument is out of range.
         """
         self.image_sizes = (image_size,) if isinstance(image_size, int) else tuple(image_size)
@@ -86,10 +86,10 @@ class ImageFolder(torchdata.Dataset):
         self.train = train
         self.views = views
         self.roots = [Path(r).expanduser() for r in ([root] if isinstance(root, (str, os.PathLike)) else root)]
-        # Files of a folder inside another one count once.
+        # Nested folders must not repeat files.
         self.files: list[str] = list(dict.fromkeys(file for r in self.roots for file in _find_images(r)))
         if not self.files:
-            raise DatasetError("root is empty: expected at least one image folder.")
+            raise DatasetError("Expected at least one image folder, got an empty list.")
         if holdout:
             if not 2 <= holdout <= len(self.files):
                 raise ValueError(f"holdout must be from 2 to the number of images, {len(self.files)}; got {holdout}.")
@@ -100,11 +100,11 @@ class ImageFolder(torchdata.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Reads a file, or the next readable one; in training, the first view of seed 0.
+        """Reads a file, or the next one that can be read; in training with the augmentation of view 0 and seed 0.
 
         Returns:
-            ``image``: uint8 (3, image_size, image_size) in RGB; ``file_name``; ``index`` of the file; with ``views``
-            also ``view``.
+            ``image``: uint8 (3, image_size, image_size) in RGB; ``file_name``; ``index``: of the file; ``view`` if the
+            dataset has ``views``.
 
         Raises:
             DatasetError: no file can be read.
@@ -112,12 +112,12 @@ class ImageFolder(torchdata.Dataset):
         return self._read_next(range(len(self))[index])
 
     def sample(self, number: int, seed: int, batch_size: int) -> dict[str, Any]:
-        """Returns a sample of the training stream, in which each epoch shows every image once.
+        """Returns a sample of the training stream. Each epoch has every image once, in random order.
 
         Args:
-            number: from 0; ``iteration * batch_size`` plus the position in the batch.
-            seed: of the stream.
-            batch_size: over all processes.
+            number: index in the stream, ``iteration * batch_size`` plus the position in the batch.
+            seed: seed of the stream.
+            batch_size: total batch size of all processes.
         """
         epoch, position = divmod(number, len(self))
         index = int(self._epoch_order(seed, epoch)[position])
@@ -130,9 +130,9 @@ class ImageFolder(torchdata.Dataset):
     def read(
         self, index: int, *, number: int | None = None, view: int = 0, seed: int = 0, size: int | None = None
     ) -> dict[str, Any] | None:
-        """Reads a file; None if it is unreadable.
+        """Reads a file as ``dataset[index]`` does; returns None if it cannot be read.
 
-        The augmentation depends on ``seed`` and ``number``, or on ``seed``, ``index`` and ``view`` without a number.
+        The augmentation depends on ``seed`` and ``number``; if ``number`` is None, on ``seed``, ``index`` and ``view``.
         """
         file_name = self.files[index]
         array, reason = read_rgb(file_name)
@@ -156,7 +156,7 @@ class ImageFolder(torchdata.Dataset):
                 return item
         raise DatasetError(
             f"None of the {len(self)} image files below {', '.join(map(str, self.roots))} can be read; the first is "
-            f"'{self.files[0]}': {read_rgb(self.files[0])[1]}. Fetch them again, or name another folder."
+            f"'{self.files[0]}': {read_rgb(self.files[0])[1]}. Fetch them again, or use another folder."
         )
 
     def _epoch_order(self, seed: int, epoch: int) -> torch.Tensor:
@@ -175,15 +175,16 @@ def build_image_folder_loader(
 ) -> torchdata.DataLoader:
     """Builds a loader for detectron2's trainers or for an evaluation, whose batches are lists of the dataset's dicts.
 
-    Workers, processes and interruptions do not change the training stream.
+    The training stream depends only on the seed and the total batch size, not on the numbers of workers and processes
+    or on interruptions. It neither uses nor changes the global random state.
 
     Args:
         dataset: the images.
-        total_batch_size: images in a batch over all processes; a multiple of their number.
-        num_workers: worker processes for each process.
-        train: an endless shuffled stream from the trainer's iteration on; otherwise every readable image once, in
-            order. None takes ``dataset.train``.
-        seed: of the training stream. None or a negative number draws one, so that ``--resume`` changes the stream.
+        total_batch_size: batch size summed over all processes; a multiple of their number.
+        num_workers: data loading workers of each process.
+        train: True for an infinite shuffled stream that starts at the trainer's iteration, False for every readable
+            image once, in order. None takes ``dataset.train``.
+        seed: seed of the training stream. None or a negative number draws one, so ``--resume`` changes the stream.
 
     Raises:
         DatasetError: while loading, no file can be read.
@@ -202,14 +203,14 @@ def build_image_folder_loader(
             batch_sampler=_SampleNumbers(total_batch_size, get_rank() * batch_size, batch_size),
             num_workers=num_workers,
             collate_fn=trivial_batch_collator,
-            generator=torch.Generator(),  # without it the loader would draw from the global one
+            generator=torch.Generator(),  # otherwise the loader draws from the global one
         )
     images = _ReadableImages(dataset, batch_size)
     return build_detection_test_loader(images, mapper=None, batch_size=batch_size, num_workers=num_workers)
 
 
 class _SampleStream(torchdata.Dataset):
-    """The samples of an ``ImageFolder`` by number."""
+    """The training samples of an ``ImageFolder``, by number."""
 
     def __init__(self, folder: ImageFolder, seed: int, batch_size: int) -> None:
         self.folder, self.seed, self.batch_size = folder, seed, batch_size
@@ -219,24 +220,24 @@ class _SampleStream(torchdata.Dataset):
 
 
 class _SampleNumbers(torchdata.Sampler[list[int]]):
-    """Sample numbers of a process's part of each batch, from the trainer's current iteration on."""
+    """Batches of sample numbers for one process, starting at the trainer's current iteration."""
 
     def __init__(self, total_batch_size: int, offset: int, batch_size: int) -> None:
         self.total_batch_size, self.offset, self.batch_size = total_batch_size, offset, batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Not in a generator function, which would run too late, when the first batch is needed.
+        # Not a generator function, because it would only run when the first batch is requested.
         iteration = get_event_storage().iter if has_event_storage() else 0
         starts = itertools.count(iteration * self.total_batch_size + self.offset, self.total_batch_size)
         return (list(range(start, start + self.batch_size)) for start in starts)
 
 
 class _ReadableImages(torchdata.IterableDataset):
-    """The readable images of an ``ImageFolder``, each once, distributed to processes and workers."""
+    """The readable images of an ``ImageFolder``, distributed over processes and workers."""
 
     def __init__(self, folder: ImageFolder, batch_size: int) -> None:
         self.folder = folder
-        # Workers take turns with whole batches, so that the order does not depend on their number.
+        # Each worker in turn gets a whole batch, so the order does not depend on the number of workers.
         sampler = InferenceSampler(len(folder))
         self.indices = ToIterableDataset(range(len(folder)), sampler, shard_chunk_size=batch_size)
 
@@ -244,21 +245,25 @@ class _ReadableImages(torchdata.IterableDataset):
         return len(self.indices)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        items = (self.folder.read(index) for index in self.indices)
-        num_readable = 0
-        for item in items:
+        any_readable = False
+        for index in self.indices:
+            item = self.folder.read(index)
             if item is not None:
-                num_readable += 1
+                any_readable = True
                 yield item
-        if not num_readable:
-            self.folder[0]  # raises if no image at all is readable
+        if not any_readable:
+            self.folder[0]  # raises a DatasetError if no image of the folder is readable
 
 
 def _transform(
     size: int, crop: str, scale: Sequence[float], ratio: Sequence[float], flip: float, jitter: Mapping | None
 ) -> T.Compose:
     if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"crop_scale and crop_ratio must be 0 < smallest <= largest, got {scale} and {ratio}.")
+        raise ValueError(
+            f"Expected 0 < min <= max for crop_scale (max <= 1) and crop_ratio, got {tuple(scale)} and {tuple(ratio)}."
+        )
+    if not 0 <= flip <= 1:
+        raise ValueError(f"flip must be a probability from 0 to 1, got {flip}.")
     bicubic = T.InterpolationMode.BICUBIC
     crops = {
         "resized": [T.RandomResizedCrop(size, scale, ratio, bicubic)],
@@ -276,14 +281,16 @@ def _transform(
 
 
 def _hash(*key: int | str) -> int:
-    """Returns 32 bits, of which torch's CPU generator uses no more, that differ for neighboring numbers."""
+    """Returns a seed of 32 bits, all that torch's CPU generator uses, which differs for neighboring numbers."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "little")
 
 
 def _find_images(root: Path) -> list[str]:
     if not root.is_dir():
-        raise DatasetError(f"The image folder '{root.absolute()}' {'is no folder' if root.exists() else 'is missing'}.")
+        raise DatasetError(
+            f"The image folder '{root.absolute()}' {'is not a folder' if root.exists() else 'is missing'}."
+        )
     files = sorted(walk(str(root), EXTENSIONS))
     if not files:
-        raise DatasetError(f"The image folder '{root}' holds no image at any depth: expected {', '.join(EXTENSIONS)}.")
+        raise DatasetError(f"The image folder '{root}' has no image at any depth: expected {', '.join(EXTENSIONS)}.")
     return files

@@ -11,14 +11,11 @@ from PIL import Image, UnidentifiedImageError
 
 
 def read_rgb(file_name: str | os.PathLike) -> tuple[np.ndarray | None, str]:
-    """Reads an image, or the first frame of several, with :func:`to_rgb`.
-
-    Args:
-        file_name: in any format that Pillow knows.
+    """Reads an image file, or its first frame, with :func:`to_rgb`.
 
     Returns:
-        ``(image, "")`` with a uint8 (H, W, 3) image in RGB, or ``(None, reason)`` for a file that is missing, broken or
-        incomplete.
+        ``(image, "")`` with a uint8 (H, W, 3) image in RGB, or ``(None, reason)`` if the file is missing, broken or
+        truncated.
     """
     try:
         with PathManager.open(os.fspath(file_name), "rb") as file, Image.open(file) as image:
@@ -34,22 +31,19 @@ def read_rgb(file_name: str | os.PathLike) -> tuple[np.ndarray | None, str]:
         if size == 0:
             return None, "the file is empty (0 bytes)"
         if isinstance(error, UnidentifiedImageError):
-            return None, f"cannot identify image file: unknown format ({size} bytes on disk)"
-        return None, f"{type(error).__name__}: {error} ({size} bytes on disk)"
+            return None, f"cannot identify image file: unknown format ({size} bytes)"
+        return None, f"{type(error).__name__}: {error} ({size} bytes)"
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Converts a Pillow image of any mode as detectron2 does, turned by its EXIF orientation, with two differences.
+    """Converts a Pillow image of any mode to (H, W, 3) uint8 in RGB and applies its EXIF orientation.
 
-    16-bit gray keeps its upper eight bits (detectron2 makes values above 255 white), and TIFF files are turned once
-    (detectron2 turns them after Pillow did).
-
-    Returns:
-        (H, W, 3) uint8 in RGB.
+    The result is that of detectron2, except that 16-bit gray keeps its upper eight bits (detectron2 clips values to
+    255), and that the orientation of TIFF files is applied once (detectron2 applies it after Pillow did).
     """
     image.load()
     image = detection_utils._apply_exif_orientation(image)
-    if image.mode.startswith("I"):  # "I;16" and its byte orders; older Pillows read 16-bit PNG files as "I"
+    if image.mode.startswith("I"):  # "I;16" in any byte order; older Pillows read 16-bit PNG files as "I"
         gray = np.asarray(image).clip(0, 65535) >> 8
         return np.repeat(gray.astype(np.uint8)[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))

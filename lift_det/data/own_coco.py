@@ -1,4 +1,4 @@
-"""The user's own data sets in COCO's format."""
+"""Datasets of the user in COCO's format."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .errors import DatasetError
 
 
 def parse_dataset(text: str) -> tuple[str, str]:
-    """Splits ``"annotations.json:images/"`` at the colon that has an existing file before and a folder behind it.
+    """Splits ``"annotations.json:images/"`` into the annotation file and the image folder.
 
-    Returns:
-        The paths of the annotation file and the image folder, with ``~`` expanded.
+    Both paths may contain colons themselves, and begin with ``~``.
 
     Raises:
-        ValueError: there are no two paths with a colon between them.
+        ValueError: these are not two paths with a colon between them.
         DatasetError: the file or the folder does not exist.
     """
     pairs = [(text[:i], text[i + 1 :]) for i, letter in enumerate(text) if letter == ":" and text[:i] and text[i + 1 :]]
     if not pairs:
-        raise ValueError(f"'{text}' is no data set: expected ANNOTATIONS:IMAGES, such as my_train.json:images/")
+        raise ValueError(f"Expected a dataset as ANNOTATIONS:IMAGES, such as my_train.json:images/, got '{text}'.")
     for pair in pairs:
         json_file, image_root = map(os.path.expanduser, pair)
         if os.path.isfile(json_file) and os.path.isdir(image_root):
             return json_file, image_root
-    json_file, image_root = os.path.abspath(json_file), os.path.abspath(image_root)
-    raise DatasetError(f"There is no annotation file '{json_file}', or no image folder '{image_root}'.")
+    if os.path.isfile(json_file):
+        raise DatasetError(f"The image folder '{os.path.abspath(image_root)}' does not exist.")
+    raise DatasetError(f"The annotation file '{os.path.abspath(json_file)}' does not exist.")
 
 
 def load_own_coco(
@@ -48,28 +48,27 @@ def load_own_coco(
     category_ids: Sequence[int],
     filter_empty: bool = False,
 ) -> list[dict[str, Any]]:
-    """Registers a data set in COCO's format, unless it is registered, and loads it.
+    """Loads a dataset in COCO's format, and registers it first if necessary.
 
-    Used as ``dataloader.{train,test}.dataset`` of a LazyConfig, it needs no registration in code. The argument is
-    called ``names`` because detectron2's configs refer to it by that name in ``COCOEvaluator``.
+    A LazyConfig with this as ``dataloader.{train,test}.dataset`` needs no other code for the dataset.
 
     Args:
-        names: a single name to register the data set under.
-        json_file: the annotations.
+        names: a single name to register the dataset under. detectron2's configs refer to the argument by this name.
+        json_file: annotations in COCO's format.
         image_root: the folder that file names are relative to.
         thing_classes: class names in the order of the model's outputs.
-        category_ids: ids of the classes in the file, ascending.
+        category_ids: category ids of the classes, ascending.
         filter_empty: leave out images without annotations other than crowds.
 
     Returns:
         Dicts in detectron2's dataset format.
 
     Raises:
-        DatasetError: the data set cannot be loaded, its categories differ, or the name is that of another data set.
+        DatasetError: the dataset cannot be loaded, its categories differ, or the name belongs to another dataset.
     """
     classes = dict(zip(map(int, category_ids), thing_classes, strict=True))
     if list(classes) != sorted(classes) or len(classes) < len(category_ids):
-        raise DatasetError(f"category_ids of '{names}' have to be ascending, got {list(category_ids)}.")
+        raise DatasetError(f"category_ids of '{names}' must be ascending, got {list(category_ids)}.")
     metadata = {
         "thing_classes": list(classes.values()),
         "thing_dataset_id_to_contiguous_id": {id_: number for number, id_ in enumerate(classes)},
@@ -80,7 +79,7 @@ def load_own_coco(
         registered = MetadataCatalog.get(names)
         expected = {"json_file": json_file, "image_root": image_root, **metadata}
         if any(registered.get(key) != value for key, value in expected.items()):
-            raise DatasetError(f"The name '{names}' is already registered for another data set. Choose another name.")
+            raise DatasetError(f"The name '{names}' is already registered for another dataset. Choose another name.")
     try:
         return get_dataset_dicts(names, filter_empty=filter_empty)
     except Exception as error:
@@ -95,18 +94,15 @@ def load_own_coco(
 
 
 def write_own_coco(check: CocoCheck, folder: str | os.PathLike) -> str:
-    """Writes the usable part of a checked annotation file to a folder, which is created, under the same name.
-
-    Returns:
-        The path of the file.
+    """Writes ``check.cleaned`` to a file with the original name in a folder, which is created; returns its path.
 
     Raises:
-        ValueError: it would overwrite the checked file.
-        OSError: it cannot be written.
+        ValueError: the file would overwrite the original.
+        OSError: the file cannot be written.
     """
     path = Path(folder) / f"{Path(check.json_file).stem}.json"
     if path.resolve() == Path(check.json_file).resolve():
-        raise ValueError(f"'{path}' is the checked file: choose another folder.")
+        raise ValueError(f"Writing to '{folder}' would overwrite '{path}': choose another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(check.cleaned))
     return str(path)

@@ -1,4 +1,4 @@
-"""Registration of the package's data sets below ``$DETECTRON2_DATASETS`` or ``./datasets``, and of subsets."""
+"""Registers the package's datasets below ``$DETECTRON2_DATASETS`` or ``./datasets``, and subsets."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ COCO_VAL_FIRST2 = (139, 802)
 
 
 def register_coco_subset(name: str, source: str, image_ids: Iterable[int]) -> None:
-    """Registers some images of a registered data set; registering the same subset again does nothing.
+    """Registers some images of a registered dataset under another name.
 
-    The subset has no ``json_file``, so that detectron2's ``COCOEvaluator`` writes its annotations to ``output_dir``.
-    Use another ``output_dir`` after changing ids, because that file is a cache.
+    detectron2's ``COCOEvaluator`` caches the subset's annotations in its ``output_dir``. Use another ``output_dir``
+    after changing ``image_ids``.
 
     Args:
-        name: of the subset.
-        source: a registered data set whose dicts have ``image_id``, such as ``coco_2017_train``.
-        image_ids: in the order of the subset.
+        name: name of the subset.
+        source: a registered dataset whose dicts have ``image_id``, such as ``coco_2017_train``.
+        image_ids: ids of the images, in the order of the subset.
 
     Raises:
-        DatasetError: the source is not registered, an id is repeated, there is none, or the name is registered for
-            another data set; when the subset is loaded: the source lacks an id.
+        DatasetError: the source is not registered, there are no ids or repeated ones, or the name belongs to another
+            dataset. Loading the subset raises it if the source lacks an id.
     """
     ids = tuple(int(image_id) for image_id in image_ids)
     if not ids or len(set(ids)) != len(ids):
-        raise DatasetError(f"The subset '{name}' needs at least one image id and no id twice, got {list(ids)}.")
+        raise DatasetError(f"The subset '{name}' needs at least one image id, and each id once, got {list(ids)}.")
     if source not in DatasetCatalog:
         raise DatasetError(f"'{source}', the source of '{name}', is not registered: register it first.")
     origin = {"subset_of": source, "subset_image_ids": ids}
     if name in DatasetCatalog:
         registered = MetadataCatalog.get(name)
         if any(registered.get(key) != value for key, value in origin.items()):
-            raise DatasetError(f"The name '{name}' is already registered for another data set: choose another name.")
+            raise DatasetError(f"The name '{name}' is already registered for another dataset: choose another name.")
         return
     DatasetCatalog.register(name, lambda: _load_subset(name, source, ids))
     MetadataCatalog.get(name).set(**origin)
@@ -56,7 +56,7 @@ def _load_subset(name: str, source: str, image_ids: tuple[int, ...]) -> list[dic
             f"'{source}' has {len(records)} images, but not those of '{name}' with the ids {missing}. Set "
             f"DETECTRON2_DATASETS to a complete '{source}', or register another subset."
         )
-    _copy_metadata(source, name)  # detectron2 knows the classes after reading the file
+    _copy_metadata(source, name)  # again, because the classes may only be known after loading the source
     return [records[image_id] for image_id in image_ids]
 
 
@@ -68,7 +68,7 @@ def _copy_metadata(source: str, name: str) -> None:
 
 
 def register_all() -> None:
-    """Registers the data sets of this package, unless they are registered."""
+    """Registers the datasets of this package, unless they are registered."""
     root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     metadata = {
         "thing_classes": [category["name"] for category in CATEGORIES],

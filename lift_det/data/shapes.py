@@ -1,4 +1,4 @@
-"""Drawing primitives of the synthetic data set.
+"""Drawing primitives of the synthetic dataset.
 
 Images are float32 (H, W, 3) from 0 to 255; coordinates are (x, y) in pixels, from the corner of the first pixel.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 CLASS_NAMES = ("circle", "square", "triangle", "star")
 
-_SUBPIXELS = 4  # per side, to measure coverage
+_SUBPIXELS = 4  # per pixel and axis
 _SHIFT = 8  # fractional bits of OpenCV's fixed-point coordinates
 _TEXTURES = ("dots", "checks", "stripes", "gradient", "noise")
 _TYPICAL_TEXTURE = dict(zip(CLASS_NAMES, _TEXTURES, strict=False))
@@ -52,7 +52,7 @@ def coverage(points: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def texture(rng: np.random.Generator, class_name: str, height: int, width: int, colors: np.ndarray) -> np.ndarray:
-    """Draws a (height, width, 3) pattern of (2, 3) colors; three of four objects have their class's typical one."""
+    """Draws a (height, width, 3) pattern in (2, 3) colors, with a probability of 3/4 the class's typical one."""
     kind = _TYPICAL_TEXTURE[class_name] if rng.random() < 0.75 else rng.choice(_TEXTURES)
     angle, phases = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi, 2)
     period = max(3.5, rng.uniform(0.12, 0.4) * max(height, width))
@@ -74,7 +74,7 @@ def texture(rng: np.random.Generator, class_name: str, height: int, width: int, 
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draws a cluttered square image without the classes: a gradient, noise, thin ellipses and bent lines."""
+    """Draws a square image without objects of the classes: a gradient, noise, thin ellipses and bent lines."""
     colors = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
     angle = rng.uniform(0, 2 * np.pi)
@@ -98,7 +98,7 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def contrasting_colors(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
-    """Returns (2, 3) colors: of eight random pairs the one most different from the ground and in itself."""
+    """Returns (2, 3) colors: of eight random pairs, the one with the most contrast to the ground and to each other."""
     pairs = rng.uniform(0, 255, (8, 2, 3)).astype(np.float32)
     to_ground = np.linalg.norm(pairs - ground, axis=2).min(axis=1)
     to_each_other = np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1)
@@ -129,8 +129,8 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]] | None:
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
         return []
-    # Contours run through pixel centers. At twice the size, the first half of a pixel has an even coordinate and the
-    # second an odd one, so that (u + 1) // 2 is the pixel edge on its side.
+    # OpenCV's contours run through pixel centers. At twice the size, (u + 1) // 2 is the nearest pixel edge of the
+    # original: the left half of a pixel has the even coordinate, the right half the odd one.
     doubled = np.repeat(np.repeat(mask[top : top + height, left : left + width], 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if (hierarchy[0, :, 3] >= 0).any():
@@ -140,8 +140,8 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]] | None:
         points = (contour[:, 0] + 1) // 2
         points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
         before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-        # Compare directions: where a part touches itself, the path may turn back.
+        # Directions, not slopes, because the path may turn back where a part touches itself.
         is_corner = (np.sign(before) != np.sign(after)).any(axis=1)
-        # Floats, because detectron2's transforms keep the type and would truncate integers.
+        # Floats, because detectron2's transforms would truncate integers.
         polygons.append((points[is_corner] + (left, top)).astype(float).ravel().tolist())
     return polygons

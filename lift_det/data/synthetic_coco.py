@@ -1,8 +1,7 @@
-"""A synthetic detection data set in COCO's layout, for tests and first trainings.
+"""A synthetic detection dataset in COCO's layout, for tests and tutorials.
 
-Textured circles, squares, triangles and stars overlap on cluttered backgrounds. Colors are independent of the class,
-textures hint at it, and only the shape determines it. Files are ``synthetic/annotations/instances_{train,val}.json``
-and ``synthetic/{train,val}/*.jpg``.
+Textured circles, squares, triangles and stars overlap on cluttered backgrounds. The class determines the shape, and the
+texture of three objects in four, but not the colors.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from .shapes import CLASS_NAMES, background, contrasting_colors, coverage, mask_
 SPLITS = ("train", "val")
 CATEGORIES = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASS_NAMES, start=1)]
 
-_DRAWING_VERSION = 1  # increase it when the same parameters draw other images, so that existing sets are drawn again
+_DRAWING_VERSION = 1  # increase it if the drawing changes, so that existing files are replaced
 # Chroma subsampling would blur colors across outlines.
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-_DIAMETERS = (0.14, 0.65)  # shares of the image's side
-_MIN_VISIBLE = 0.4  # share of each object
+_DIAMETERS = (0.14, 0.65)  # relative to the image's side
+_MIN_VISIBLE = 0.4  # visible share of each object's area
 _MIN_PART_AREA = 12  # pixels
 
 
 @dataclass(frozen=True)
 class SyntheticObject:
-    """A drawn object: its category id from 1 on, its visible pixels, (H, W) bool, and COCO's polygons of these."""
+    """A drawn object: its category id, its visible pixels, (H, W) bool, and their polygons as in COCO."""
 
     category_id: int
     mask: np.ndarray
@@ -51,16 +50,16 @@ def write_synthetic_coco(
     min_objects: int = 2,
     max_objects: int = 5,
 ) -> Path:
-    """Draws both splits, unless they exist with the same parameters.
+    """Writes ``synthetic/annotations/instances_{train,val}.json`` and ``synthetic/{train,val}/*.jpg`` below a folder.
 
-    An interrupted split is drawn again. An image does not depend on the number of images. Call it from one process.
+    A split is not drawn again if it is complete and has the same parameters. The images do not depend on their number.
 
     Args:
-        root: the folder that ``DETECTRON2_DATASETS`` names.
-        num_train, num_val: images in each split, at least 1.
+        root: the folder to which ``DETECTRON2_DATASETS`` is set.
+        num_train, num_val: number of images in each split, at least 1.
         image_size: side of the square images in pixels, at least 64.
-        seed: of everything drawn.
-        min_objects, max_objects: objects in an image; fewer, but at least one, if there is no space.
+        seed: random seed.
+        min_objects, max_objects: number of objects in each image; fewer if there is no space, but at least one.
 
     Returns:
         The folder ``<root>/synthetic``.
@@ -84,12 +83,7 @@ def write_synthetic_coco(
 def draw_synthetic_image(
     split: str, index: int, image_size: int = 128, seed: int = 0, min_objects: int = 2, max_objects: int = 5
 ) -> tuple[np.ndarray, list[SyntheticObject]]:
-    """Draws an image of a split.
-
-    Args:
-        split: ``"train"`` or ``"val"``.
-        index: from 0; the image's id in the annotation file is ``index + 1``.
-        image_size, seed, min_objects, max_objects: see :func:`write_synthetic_coco`.
+    """Draws the image with the id ``index + 1``; the other arguments are those of :func:`write_synthetic_coco`.
 
     Returns:
         uint8 (image_size, image_size, 3) in RGB, and the objects from back to front.
@@ -106,7 +100,7 @@ def draw_synthetic_image(
     objects: list[SyntheticObject] = []
     full_areas: list[int] = []
     tries = 0
-    # The first object has nothing to avoid but the image's edge, so that the loop ends.
+    # The loop ends because some position of a single object always fits.
     while len(objects) < num_objects and (tries < 20 * num_objects or not objects):
         tries += 1
         class_index = int(rng.integers(len(CLASS_NAMES)))
@@ -136,7 +130,7 @@ def draw_synthetic_image(
 def _place_in_front(
     behind: list[SyntheticObject], front: SyntheticObject, full_areas: list[int]
 ) -> list[SyntheticObject] | None:
-    """Adds an object; None if that hides too much of another one, or leaves specks or holes."""
+    """Adds an object; returns None if it hides too much of another one, or if an object has tiny parts or holes."""
     result = []
     for item, full_area in zip([*behind, front], full_areas, strict=True):
         is_hidden = item is not front and bool((item.mask & front.mask).any())
@@ -160,7 +154,7 @@ def _write_split(folder: Path, parameters: dict[str, Any]) -> None:
     image_folder = folder / split
     image_folder.mkdir(parents=True, exist_ok=True)
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    # An interruption must not leave old annotations beside new images.
+    # After an interruption, old annotations must not describe new images.
     json_file.unlink(missing_ok=True)
     for path in image_folder.iterdir():
         if re.fullmatch(r"\d{12}\.jpg", path.name) and not 1 <= int(path.stem) <= count:
@@ -204,7 +198,7 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
         found = set(os.listdir(folder / parameters["split"]))
         file_names = {image["file_name"] for image in content["images"]}
         return content["info"]["parameters"] == parameters and file_names <= found
-    except (OSError, ValueError, KeyError, TypeError):  # missing, incomplete or another file
+    except (OSError, ValueError, KeyError, TypeError):  # the file is missing, incomplete or another one
         return False
 
 

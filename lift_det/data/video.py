@@ -17,14 +17,14 @@ class VideoReader:
     """Reads a video with OpenCV.
 
     Attributes:
-        fps: frames per second; 25 if the file does not state it.
-        num_frames: as the file states, which may be an estimate; 0 if it does not.
+        fps: frames per second; 25 if unknown.
+        num_frames: number of frames, which may be an estimate; 0 if unknown.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         """Raises a DatasetError if OpenCV cannot read the file."""
         path = os.fspath(path)
-        self._unreadable = f"OpenCV {cv2.__version__} reads no video from it ({os.path.getsize(path)} bytes on disk)"
+        self._unreadable = f"OpenCV {cv2.__version__} cannot read a video from it ({os.path.getsize(path)} bytes)"
         self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened():
             raise DatasetError(self._unreadable)
@@ -34,10 +34,10 @@ class VideoReader:
         self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def frames(self, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields the number, from 0, and the pixels, (H, W, 3) uint8 in RGB, of every ``every``-th frame.
+        """Yields the index and the pixels, (H, W, 3) uint8 in RGB, of every ``every``-th frame.
 
         Raises:
-            DatasetError: at the end, if there was no frame or the video is incomplete.
+            DatasetError: after the last readable frame, if the video is empty or truncated.
         """
         number = 0
         while self._capture.grab():
@@ -50,7 +50,7 @@ class VideoReader:
         if number == 0:
             raise DatasetError(self._unreadable)
         if number < 0.98 * self.num_frames - 1:  # some containers only estimate the number of frames
-            raise DatasetError(f"it ends after {number} of {self.num_frames} frames: the file is incomplete or broken")
+            raise DatasetError(f"it ends after {number} of {self.num_frames} frames: the file is truncated or broken")
 
     def close(self) -> None:
         """Closes the file."""
@@ -58,15 +58,15 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes an .mp4 file (MPEG-4 part 2, which every build of OpenCV has)."""
+    """Writes an .mp4 file (MPEG-4 part 2, the codec that every build of OpenCV has)."""
 
     def __init__(self, path: str | os.PathLike, fps: float) -> None:
-        """``path`` ends in ``.mp4`` in an existing folder, ``fps`` is in frames per second."""
+        """``path`` must end in ``.mp4``; ``fps`` are frames per second."""
         self._path, self._fps = os.fspath(path), fps
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, frame: np.ndarray) -> None:
-        """Appends a (H, W, 3) uint8 frame in RGB, all of one size, of which odd sides lose a pixel.
+        """Appends a (H, W, 3) uint8 frame in RGB. All frames must have one size; odd sides lose a pixel.
 
         Raises:
             OSError: the file cannot be written.
@@ -80,6 +80,6 @@ class VideoWriter:
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Finishes the file, which cannot be played before."""
+        """Completes the file, which cannot be played before."""
         if self._writer is not None:
             self._writer.release()

@@ -26,7 +26,7 @@ from lift_det.files import write_atomically, write_text_atomically
 from lift_det.visualization import draw_detections
 
 JSON_NAME = "predictions.json"
-#: pictures of images with another suffix get ".jpg" appended to their name
+#: to drawings of images in other formats, ".jpg" is appended
 _PICTURE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 #: seconds between two writes of the JSON
 _WRITE_PERIOD = 60.0
@@ -63,7 +63,7 @@ def predict_files(
     Drawings have the names of their files, relative to the common folder of all inputs. ``.jpg`` is appended to images
     that are neither JPEG nor PNG, ``.mp4`` to videos that are not MP4.
 
-    ``predictions.json`` is a data set in COCO's format with a ``score`` in each annotation and masks as RLE. Each frame
+    ``predictions.json`` is a dataset in COCO's format with a ``score`` in each annotation and masks as RLE. Each frame
     of a video is an image with the keys ``video`` and ``frame`` (from 0). Unreadable files are listed in
     ``info.unreadable``. After an interruption the file has all images so far, and ``info.complete`` is false.
 
@@ -87,23 +87,26 @@ def predict_files(
         raise FileNotFoundError("No image and no video: " + "; ".join(f"'{name}': {why}" for name, why in failures))
     targets = _targets(files, Path(output)) if pictures else {}
     os.makedirs(output, exist_ok=True)
-    json_file = _PredictionFile(Path(output) / JSON_NAME, predictor.class_names, predictor.category_ids)
-    result = PredictedFiles(str(json_file.path), failures=failures)
-    _Run(predictor, targets, batch_size, every, json_file, result).predict(files)
+    result = PredictedFiles(os.path.join(output, JSON_NAME), failures=failures)
+    _Run(predictor, targets, batch_size, every, result).predict(files)
     return result
 
 
-@dataclass
 class _Run:
     """One call of :func:`predict_files`."""
 
-    _predictor: Any
-    _targets: dict[str, Path]
-    _batch_size: int
-    _every: int
-    _file: _PredictionFile
-    _result: PredictedFiles
-    _last_write: float = field(default_factory=time.monotonic)
+    def __init__(
+        self, predictor: Any, targets: dict[str, Path], batch_size: int, every: int, result: PredictedFiles
+    ) -> None:
+        self._predictor = predictor
+        self._targets = targets
+        self._batch_size = batch_size
+        self._every = every
+        self._result = result
+        self._last_write = time.monotonic()
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._to_category = dict(enumerate(predictor.category_ids))
 
     def predict(self, files: Sequence[InputFile]) -> None:
         start = time.perf_counter()
@@ -119,7 +122,7 @@ class _Run:
             complete = True
         finally:
             self._write(complete)
-        self._result.num_images, self._result.num_detections = len(self._file.images), len(self._file.annotations)
+        self._result.num_images, self._result.num_detections = len(self._images), len(self._annotations)
         self._result.seconds = time.perf_counter() - start
 
     def _predict_images(self, files: Iterable[InputFile]) -> None:
@@ -166,47 +169,31 @@ class _Run:
         return instances
 
     def _add(self, name: str, instances: Instances, **extra: Any) -> None:
-        self._file.add(name, instances, extra)
+        """Adds an image and its detections to the JSON."""
+        height, width = (int(side) for side in instances.image_size)
+        image = {"id": len(self._images) + 1, "file_name": name, "width": width, "height": height, **extra}
+        self._images.append(image)
+        for result in with_category_ids(instances_to_coco_json(instances, image["id"]), self._to_category):
+            _, _, box_width, box_height = result["bbox"]
+            rle = result.get("segmentation")
+            area = box_width * box_height if rle is None else float(mask_util.area(rle))
+            self._annotations.append({"id": len(self._annotations) + 1, **result, "area": area, "iscrowd": 0})
         self._bar.update()
         if time.monotonic() - self._last_write > _WRITE_PERIOD:
             self._write(complete=False)
 
     def _write(self, complete: bool) -> None:
+        names = zip(self._predictor.category_ids, self._predictor.class_names, strict=True)
         unreadable = [{"file": name, "reason": reason} for name, reason in self._result.failures]
-        self._file.write({"complete": complete, "unreadable": unreadable})
-        self._last_write = time.monotonic()
-
-
-class _PredictionFile:
-    """Collects detections and writes them in COCO's format."""
-
-    def __init__(self, path: Path, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
-        self.path = path
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self._to_category = dict(enumerate(category_ids))
-        self._categories = [{"id": id_, "name": name} for id_, name in zip(category_ids, class_names, strict=True)]
-
-    def add(self, file_name: str, instances: Instances, extra: dict[str, Any]) -> None:
-        """Adds an image and its detections, which may be none. ``extra`` keys are added to the image's entry."""
-        height, width = (int(side) for side in instances.image_size)
-        image = {"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height, **extra}
-        self.images.append(image)
-        for result in with_category_ids(instances_to_coco_json(instances, image["id"]), self._to_category):
-            _, _, box_width, box_height = result["bbox"]
-            rle = result.get("segmentation")
-            area = box_width * box_height if rle is None else float(mask_util.area(rle))
-            self.annotations.append({"id": len(self.annotations) + 1, **result, "area": area, "iscrowd": 0})
-
-    def write(self, info: dict[str, Any]) -> None:
         content = {
-            "info": info,
+            "info": {"complete": complete, "unreadable": unreadable},
             "licenses": [],
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": self._categories,
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": [{"id": id_, "name": name} for id_, name in names],
         }
-        write_text_atomically(self.path, json.dumps(content))
+        write_text_atomically(self._result.json_file, json.dumps(content))
+        self._last_write = time.monotonic()
 
 
 def _targets(files: Sequence[InputFile], output: Path) -> dict[str, Path]:
@@ -224,7 +211,7 @@ def _targets(files: Sequence[InputFile], output: Path) -> dict[str, Path]:
         taken.add(name.lower())
         target = output / name
         if os.path.realpath(target) in sources:
-            raise ValueError(f"The picture of '{file.path}' would overwrite the input '{target}': use another output.")
+            raise ValueError(f"The drawing of '{file.path}' would overwrite the input '{target}': use another output.")
         targets[file.path] = target
     return targets
 

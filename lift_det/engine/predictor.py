@@ -38,7 +38,7 @@ class Predictor:
 
     Attributes:
         model: the detector, in evaluation mode.
-        class_names, category_ids: names and data set ids of the classes, in the order of ``pred_classes``.
+        class_names, category_ids: names and dataset ids of the classes, in the order of ``pred_classes``.
         metadata: for detectron2's ``Visualizer``.
 
     Args:
@@ -50,7 +50,7 @@ class Predictor:
         mask_format: see :func:`lift_det.engine.load_model`.
 
     Raises:
-        ValueError: ``array_format`` is unknown, the config has no test augmentations or a data set with another number
+        ValueError: ``array_format`` is unknown, the config has no test augmentations or a dataset with another number
             of classes, or the model has no score threshold.
         CheckpointError: the weights are missing, broken, or do not fit the model.
         lift_det.config.ConfigNotFoundError: the config does not exist.
@@ -211,8 +211,8 @@ def _classes_of(cfg: DictConfig | CfgNode, num_classes: int) -> tuple[Metadata, 
     ids = ids or range(len(class_names))
     if len(class_names) != num_classes or len(ids) != num_classes:
         raise ValueError(
-            f"The model has {num_classes} classes, but the config's data set '{name}' has {len(class_names)} names and "
-            f"{len(ids)} ids. Set dataloader.test.dataset (yacs: DATASETS.TEST) to a data set of the model's classes."
+            f"The model has {num_classes} classes, but the config's dataset '{name}' has {len(class_names)} names and "
+            f"{len(ids)} ids. Set dataloader.test.dataset (yacs: DATASETS.TEST) to a dataset of the model's classes."
         )
     metadata = Metadata(thing_classes=list(class_names))
     if "thing_classes" not in stated and registered.get("thing_colors"):

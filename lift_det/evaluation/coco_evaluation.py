@@ -31,7 +31,7 @@ def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str
         instances: on the CPU. ``pred_masks_rle`` is a list of compressed RLEs of the whole image, ``{"size": [height,
             width], "counts": bytes or str}``, as from ``GeneralizedRCNN(mask_format="rle")``. It takes precedence over
             ``pred_masks``.
-        image_id: id of the image in the data set.
+        image_id: id of the image in the dataset.
     """
     if not instances.has("pred_masks_rle"):
         return _instances_to_coco_json(instances, image_id)
@@ -54,8 +54,8 @@ def with_category_ids(results: Iterable[dict[str, Any]], to_category: Mapping[in
     for result in results:
         if result["category_id"] not in to_category:
             raise ValueError(
-                f"A prediction has class {result['category_id']}, but the data set has the classes {min(to_category)} "
-                f"to {max(to_category)}. Does the model's num_classes fit the data set?"
+                f"A prediction has class {result['category_id']}, but the dataset has the classes {min(to_category)} "
+                f"to {max(to_category)}. Does the model's num_classes fit the dataset?"
             )
         mapped.append({**result, "category_id": to_category[result["category_id"]]})
     return mapped

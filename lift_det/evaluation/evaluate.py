@@ -44,7 +44,7 @@ def evaluation_config(cfg: DictConfig | CfgNode) -> DictConfig:
 
 def _convert_yacs(cfg: CfgNode) -> DictConfig:
     if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: expected one data set, such as ('my_val',).")
+        raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: expected one dataset, such as ('my_val',).")
     (name,) = cfg.DATASETS.TEST
     evaluator = LVISEvaluator if MetadataCatalog.get(name).get("evaluator_type") == "lvis" else COCOEvaluator
     test = LazyCall(build_detection_test_loader)(
@@ -85,8 +85,8 @@ def evaluate_detector(
         name, dataset, config, weights: attributes of the result. ``dataset`` defaults to :func:`evaluated_dataset`.
 
     Raises:
-        ValueError: the data set has no annotations.
-        lift_det.data.DatasetError: the data set cannot be loaded.
+        ValueError: the dataset has no annotations.
+        lift_det.data.DatasetError: the dataset cannot be loaded.
     """
     dataset = dataset or evaluated_dataset(cfg)
     records = instantiate(cfg.dataloader.test.dataset)

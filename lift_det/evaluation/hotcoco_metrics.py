@@ -77,7 +77,7 @@ def evaluate_with_hotcoco(
         if result["image_id"] not in numbers:
             raise ValueError(
                 f"A detection is of image {result['image_id']!r}, which is not in {source}. Are predictions and "
-                "annotations of the same data set (allow_cached_coco=False converts it again)?"
+                "annotations of the same dataset (allow_cached_coco=False converts it again)?"
             )
         # only the field of the task: with a box, the area of a mask would be that of the box
         kept = {key: result[key] for key in ("category_id", "score", field)}

@@ -95,7 +95,7 @@ class ReconstructionEvaluator(DatasetEvaluator):
 def reconstruction_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """Formats results of :class:`ReconstructionEvaluator` as a Markdown table.
 
-    A cell has the cosine similarity, the relative L2 error, and for LiFT the change of 1 - cosine from bilinear.
+    A cell has the cosine similarity, the relative L2 error, and for LiFT the error reduction from bilinear in percent.
     """
     rows = []
     for method, label in _METHODS.items():
@@ -105,8 +105,9 @@ def reconstruction_table(results: Mapping[str, Mapping[str, float]]) -> str:
             if method in results[f"cosine_{task}"]:
                 cell = f"{results[f'cosine_{task}'][method]:.4f} / {results[f'rel_l2_{task}'][method]:.4f}"
             if method in results[f"error_reduction_{task}"]:
-                cell += f" ({-results[f'error_reduction_{task}'][method]:+.1f} %)"
+                cell += f" / {results[f'error_reduction_{task}'][method]:.1f}"
             cells.append(cell)
         if any(cells):
             rows.append([label, *cells])
-    return tabulate(rows, ["cosine / relative L2", *_TASKS.values()], tablefmt="github", disable_numparse=True)
+    headers = ["cosine / relative L2 error / error reduction in %", *_TASKS.values()]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)

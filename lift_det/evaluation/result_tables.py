@@ -44,7 +44,7 @@ def comparison_table(results: Sequence[EvaluationResult]) -> str:
     """Formats evaluations side by side as Markdown, with the differences from the first in brackets.
 
     Each row is a metric with its name in ``metrics.json``, such as "bbox/AP-person". A cell is empty if a result does
-    not have the metric, and a dash if there are no objects for it. A line above the table notes different data sets.
+    not have the metric, and a dash if there are no objects for it. A line above the table notes different datasets.
     """
     rows = []
     for task in dict.fromkeys(task for result in results for task in result.figures):

@@ -1,4 +1,4 @@
-"""Export of LiFT, a ViT with LiFT, a detector's backbone or a detector to ONNX and ``torch.export``."""
+"""Export of LiFT, feature extractors, backbones and detectors to ONNX and ``torch.export``."""
 
 from .detector import export_detector
 from .files import OPSET, TOLERANCE, Comparison, ExportError, export_onnx, export_program, require_onnx, trace

@@ -1,4 +1,4 @@
-"""A whole detector as ONNX, for one image of one size."""
+"""Export of a whole detector to ONNX."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ def export_detector(
     *,
     tolerance: float = TOLERANCE,
 ) -> list[Comparison]:
-    """Writes a whole detector as ONNX and compares it, in onnxruntime on the CPU, with the detector.
+    """Writes a whole detector as ONNX, and compares the file in onnxruntime on the CPU with the detector.
 
-    The file takes one image (1, 3, H, W), RGB, 0 to 255, and gives boxes (R, 4) as x0, y0, x1, y1 in pixels of the
-    image, scores (R,), classes (R,) and, of a Mask R-CNN, masks (R, 1, 28, 28): probabilities on a grid over each box.
+    The input of the file is one image (1, 3, H, W), RGB, 0 to 255. The outputs are boxes (R, 4) as x0, y0, x1, y1 in
+    pixels of the image, scores (R,), classes (R,) and, for a Mask R-CNN, masks (R, 1, 28, 28): probabilities on a grid
+    over each box.
 
     Args:
-        detector: lift_det's or detectron2's GeneralizedRCNN, on the CPU, in evaluation mode.
-        path: written atomically, and only if the file agrees. ``metadata_props`` has the detector's metadata.
-        images: each (1, 3, H, W), all of the size that the file will take. The one with the most detections is traced,
-            all are compared.
-        tolerance: largest difference, absolute or relative.
+        detector: a GeneralizedRCNN of lift_det or detectron2, on the CPU, in evaluation mode.
+        path: only written, atomically, if the file agrees with the detector. It includes metadata.
+        images: each (1, 3, H, W), all of the size that the file will take. The image with the most detections is
+            traced, and all images are compared.
+        tolerance: largest accepted difference, absolute or relative.
 
     Returns:
         The differences for each image.
 
     Raises:
-        ExportError: the file does not agree, or finds another number of objects.
+        ExportError: the file does not agree with the detector.
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        ValueError: another model; no images, images of several sizes, or none in which the detector finds anything.
+        ValueError: the model is not supported, there are no images or several sizes, or nothing is detected.
     """
     require_onnx()
     import onnx
@@ -55,13 +56,13 @@ def export_detector(
     with torch.no_grad():
         counts = [len(_detect(detector, image)[0]) for image in images]
     if not any(counts):
-        raise ValueError("The detector finds nothing in these images, so there is nothing to compare: name others.")
+        raise ValueError("The detector detects nothing in these images: use images with objects.")
     example = images[counts.index(max(counts))]
     names = ["boxes", "scores", "classes", *(["masks"] if detector.roi_heads.mask_on else [])]
     buffer = io.BytesIO()
     with _antialiased_resize(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes become constants, which is intended
-        # torch.export does not trace detectron2's boxes, whose number depends on the image
+        # torch.export does not support detectron2's boxes, whose number depends on the image
         torch.onnx.export(
             TracingAdapter(traceable(detector), (example,), _detect),
             (example,),
@@ -88,7 +89,7 @@ def export_detector(
 
 
 def _detect(detector: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """(1, 3, H, W), RGB, 0 to 255 → boxes, scores, classes and masks if there are any."""
+    """(1, 3, H, W), RGB, 0 to 255 → boxes, scores, classes and, for a Mask R-CNN, masks."""
     image = images[0] if detector.input_format == "RGB" else images[0].flip(0)
     (instances,) = detector.inference([{"image": image}], do_postprocess=False)
     outputs = (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)
@@ -97,13 +98,13 @@ def _detect(detector: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def _antialiased_resize() -> Iterator[None]:
-    """Adds antialiased resizing to torch's TorchScript-based exporter, with the attributes of the newer exporter."""
+    """Adds antialiased resizing to torch's TorchScript-based exporter."""
     from torch.onnx import symbolic_helper
 
     def symbolic_for(mode: str):
         @symbolic_helper.parse_args("v", "v", "b", "none")
         def symbolic(g, images, size, align_corners, scale_factors):
-            # a traced size is a list of scalars
+            # if the size was traced, it is a list of scalars
             if symbolic_helper._is_packed_list(size):
                 size = [symbolic_helper._unsqueeze_helper(g, x, [0]) for x in symbolic_helper._unpack_list(size)]
             else:

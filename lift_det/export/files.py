@@ -1,4 +1,4 @@
-"""ONNX files and ``torch.export`` programs, kept only if they agree with the model."""
+"""Writes ONNX files and ``torch.export`` programs, and compares them with the model."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from torch.export import Dim, ExportedProgram
 from .modules import ExportModule
 from .traceable import traceable
 
-#: largest absolute or relative difference from the model with which a file is kept
+#: largest accepted difference from the model, absolute or relative
 TOLERANCE = 1e-4
-#: of ONNX files: the first whose Resize has antialiasing
+#: of ONNX files; the first that supports antialiased Resize
 OPSET = 18
 #: largest batch, and largest side in multiples of ``divisibility``, of a file with dynamic sizes
 _MAX_DIM = 4096
 
 
 class ExportError(ValueError):
-    """A model cannot be exported as requested; the message says what to do."""
+    """A model cannot be exported as requested."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Difference between a file and the model on one batch of images.
+    """Difference between a file and the model for one batch of images.
 
     Attributes:
-        shape: of the images, (N, 3, H, W).
+        shape: (N, 3, H, W) of the images.
         absolute: largest absolute difference.
-        relative: largest difference of an output divided by its largest absolute value.
+        relative: largest difference of an output, divided by the largest absolute value of that output.
     """
 
     shape: tuple[int, ...]
@@ -60,23 +60,24 @@ def export_onnx(
     dynamic: bool = True,
     tolerance: float = TOLERANCE,
 ) -> list[Comparison]:
-    """Writes an ONNX file and compares it, in onnxruntime on the CPU, with the module.
+    """Writes an ONNX file, and compares it in onnxruntime on the CPU with the module.
 
     Args:
         module: on the CPU, in evaluation mode.
-        path: written atomically, and only if the file agrees. Weights of more than 1.5 GiB go to ``path.data``.
-            ``metadata_props`` has the module's metadata.
-        sizes: (H, W) in pixels to compare on; more are added until there are three.
-        dynamic: the file takes any size; otherwise the one in ``sizes``. The batch size is always free.
-        tolerance: largest difference, absolute or relative.
+        path: only written, atomically, if the file agrees with the module. It includes metadata. Weights of more than
+            1.5 GiB are stored in ``path.data``.
+        sizes: (H, W) in pixels to compare on. For a dynamic file, sizes are added until there are three.
+        dynamic: whether the file takes images of any size, or only of the size in ``sizes``. The batch size is always
+            dynamic.
+        tolerance: largest accepted difference, absolute or relative.
 
     Returns:
         The differences for each size.
 
     Raises:
-        ExportError: the model cannot be exported like this, or the file does not agree.
+        ExportError: the model cannot be exported, or the file does not agree with it.
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        ValueError: a size that the module does not take.
+        ValueError: the module does not support a size.
     """
     require_onnx()
     batches = _batches(module, sizes, dynamic)
@@ -101,9 +102,9 @@ def export_program(
     dynamic: bool = True,
     tolerance: float = TOLERANCE,
 ) -> list[Comparison]:
-    """Writes a ``.pt2``, which ``torch.export.load(path).module()`` reads without lift_det, and compares it.
+    """Writes a ``.pt2`` file, and compares it with the module. See :func:`export_onnx` for arguments and errors.
 
-    Arguments, result and errors are those of :func:`export_onnx`. The metadata is the extra file ``lift_det.json``.
+    ``torch.export.load(path).module()`` loads it without lift_det. The metadata is the extra file ``lift_det.json``.
     """
     batches = _batches(module, sizes, dynamic)
     size = None if dynamic else tuple(sizes[0])
@@ -122,11 +123,11 @@ def trace(module: ExportModule, size: tuple[int, int] | None = None) -> Exported
     """Traces a module with ``torch.export``, for one size (H, W) in pixels or for any size (None).
 
     Raises:
-        ExportError: the program has operators that are not torch's own.
-        torch._dynamo.exc.UserError: torch.export finds that the program depends on the size.
+        ExportError: the program has custom operators.
+        torch._dynamo.exc.UserError: the program depends on the size.
     """
     step = module.divisibility
-    # small for speed; two different sides, so that torch.export does not take them for equal
+    # small for speed; with different sides, because torch.export would assume that equal sides are always equal
     example = size or (module.min_size + step, module.min_size + 3 * step)
     inputs = module.inputs(2, example, torch.Generator().manual_seed(0))
     batch = Dim("batch", max=_MAX_DIM)
@@ -140,15 +141,12 @@ def trace(module: ExportModule, size: tuple[int, int] | None = None) -> Exported
     targets = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
     foreign = sorted(str(target) for target in targets if target.namespace not in ("aten", "prims"))
     if foreign:
-        raise ExportError(f"The model has operators that torch alone cannot run: {', '.join(foreign)}.")
+        raise ExportError(f"The model has custom operators, which cannot be exported: {', '.join(foreign)}.")
     return program
 
 
 def require_onnx() -> None:
-    """
-    Raises:
-        ImportError: a package for ONNX is not installed.
-    """
+    """Raises ImportError if a package for ONNX files is not installed."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
@@ -157,8 +155,8 @@ def require_onnx() -> None:
 
 
 def load_onnx(path: str | os.PathLike) -> Callable[..., list[Tensor]]:
-    """Loads an ONNX file in onnxruntime on the CPU, as a function of tensors."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported, from 1.32 on
+    """Loads an ONNX file in onnxruntime on the CPU, and returns a function of tensors."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read on import by onnxruntime >= 1.32
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -181,9 +179,9 @@ def write_compared(
     batches: Sequence[Sequence[Tensor]],
     tolerance: float,
 ) -> list[Comparison]:
-    """Saves a file to a temporary directory beside ``path``, loads it, compares it with the model, then moves it.
+    """Saves a file to a temporary directory, loads it, compares it with the model, and moves it to ``path``.
 
-    The model, and what ``load`` returns, are called with the tensors of each batch; the first ones are the images.
+    The model and the loaded file are called with the tensors of each batch. The first tensor has the images.
 
     Raises:
         ExportError: the file cannot be run, or does not agree with the model.
@@ -196,16 +194,16 @@ def write_compared(
             try:
                 exported = load(file)
                 outputs = [exported(*inputs) for inputs in batches]
-            except Exception as error:  # onnxruntime's and torch.export's errors have no common class
+            except Exception as error:  # errors of onnxruntime and torch.export have no common class
                 raise ExportError(
-                    f"The exported file cannot be run: {error}. A file for one size may work: --fixed (dynamic=False)."
+                    f"The exported file cannot be run: {error}. Try a file for one size: --fixed (dynamic=False)."
                 ) from error
             results = [_compare(a, model(*inputs), inputs[0]) for a, inputs in zip(outputs, batches, strict=True)]
         wrong = [result for result in results if not min(result.absolute, result.relative) <= tolerance]
         if wrong:
             lines = "".join(f"\n  {result}" for result in wrong)
             raise ExportError(f"'{path}' differs from the model by more than {tolerance:g} and was not kept:{lines}")
-        # path.data first, so that path never exists without it
+        # path.data is moved first, so that path never exists without it
         for written in sorted(Path(folder).iterdir(), key=lambda written: written.name == path.name):
             os.replace(written, path.with_name(written.name))
     return results
@@ -234,7 +232,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 
 def _batches(module: ExportModule, sizes: Sequence[tuple[int, int]], dynamic: bool) -> list[tuple[Tensor, ...]]:
-    """Random inputs to compare on, in batches of one and two."""
+    """Returns random inputs in batches of one and two."""
     if dynamic and module.fixed_size_reason:
         raise ExportError(f"{module.fixed_size_reason}. Export it for one size: --fixed (dynamic=False).")
     if not dynamic and len(sizes) != 1:

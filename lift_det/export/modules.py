@@ -1,4 +1,4 @@
-"""Modules that can be exported: tensors in, tensors out, with the sizes they take and metadata for the file."""
+"""Modules that can be exported."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lift_det.version import __version__
 
 
 class ExportModule(nn.Module):
-    """Base class: images of H × W pixels in, maps out.
+    """Base class of modules with images of H × W pixels as input.
 
     Attributes:
-        input_names, output_names: of the tensors, in order.
-        input_strides: pixels of the image per cell of each input.
-        divisibility: H and W have to be multiples of this many pixels.
-        min_size: smallest side in pixels of a file with dynamic sizes.
+        input_names, output_names: names of the tensors, in order.
+        input_strides: for each input, pixels of the image per cell.
+        divisibility: H and W are multiples of this many pixels.
+        min_size: smallest side of images, in pixels, if the size is dynamic.
         square_pad: side in pixels to which the model pads every image, or 0.
-        fixed_size_reason: why the model can be exported for one size only; empty if it can take any size.
-        metadata: describes the model; written to the file.
+        fixed_size_reason: why the model can only be exported for one size; empty if the size can be dynamic.
+        metadata: description of the model for the file.
     """
 
     input_names: tuple[str, ...] = ("images",)
@@ -36,16 +36,16 @@ class ExportModule(nn.Module):
     metadata: dict[str, str]
 
     def inputs(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Random inputs for tracing and comparing, with images of a size (H, W)."""
+        """Returns random inputs with images of a size (H, W)."""
         return (torch.rand(batch, 3, *size, generator=generator) * 255,)
 
     def default_size(self) -> tuple[int, int]:
-        """The size (H, W) that the model pads to, or about 224 pixels."""
+        """Returns the size (H, W) that the model pads to, or about 224 pixels."""
         side = self.square_pad or max(self.min_size, math.ceil(224 / self.divisibility) * self.divisibility)
         return side, side
 
     def describe(self, size: tuple[int, int] | None) -> dict[str, str]:
-        """The metadata of a file for one size (H, W), or for any size (None)."""
+        """Returns the metadata of a file for one size (H, W), or for any size (None)."""
         text = f"any; multiples of {self.divisibility} pixels from {self.min_size}"
         if size is not None:
             text = f"{size[0]} x {size[1]} pixels"
@@ -53,13 +53,13 @@ class ExportModule(nn.Module):
 
 
 class LiFTModule(ExportModule):
-    """A LiFT alone: normalized images (N, 3, H, W) and features (N, C, h, w) → (N, C, 2h, 2w).
+    """A LiFT: normalized images (N, 3, H, W) and features (N, C, h, w) → (N, C, 2h, 2w).
 
     Args:
-        lift: a LiFT or another upsampler for one ViT, in evaluation mode.
+        lift: an upsampler for one ViT, in evaluation mode.
 
     Raises:
-        ValueError: an upsampler without ``in_channels`` or ``patch_size``.
+        ValueError: the upsampler has no ``in_channels`` or ``patch_size``.
     """
 
     input_names = ("images", "features")
@@ -69,8 +69,8 @@ class LiFTModule(ExportModule):
         super().__init__()
         if lift.in_channels is None or lift.patch_size is None:
             raise ValueError(
-                f"{type(lift).__name__} has no in_channels or no patch_size, so its inputs have no known sizes: export "
-                "it with its ViT (lift_det.export.FeaturesModule, `lift-det export features`)."
+                f"{type(lift).__name__} has no in_channels or no patch_size, so the sizes of its inputs are unknown: "
+                "export it with a ViT (lift_det.export.FeaturesModule, `lift-det export features`)."
             )
         self.lift = lift
         self.divisibility, self.min_size = lift.patch_size, 2 * lift.patch_size
@@ -86,7 +86,7 @@ class LiFTModule(ExportModule):
         }
 
     def inputs(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Random images and features; see :meth:`ExportModule.inputs`."""
+        """Returns random images and features; see :meth:`ExportModule.inputs`."""
         grid = [side // self.divisibility for side in size]
         shapes = (batch, 3, *size), (batch, self.lift.in_channels, *grid)
         return tuple(torch.randn(shape, generator=generator) for shape in shapes)
@@ -97,13 +97,13 @@ class LiFTModule(ExportModule):
 
 
 class FeaturesModule(ExportModule):
-    """A ViT and its upsampler: RGB images (N, 3, H, W), 0 to 255 → (N, C, h, w).
+    """A ViT and its upsampler: RGB images (N, 3, H, W), 0 to 255 → features (N, C, h, w).
 
     Args:
         extractor: in evaluation mode.
 
     Raises:
-        ValueError: the extractor has no image statistics.
+        ValueError: the extractor has no pixel statistics.
     """
 
     output_names = ("features",)
@@ -132,15 +132,15 @@ class FeaturesModule(ExportModule):
 
 
 class BackboneModule(ExportModule):
-    """A detector's ViT, LiFT and pyramid: images (N, 3, H, W), 0 to 255 → ``{"p2": (N, C, H/4, W/4), …}``.
+    """A ViT, LiFT and pyramid: RGB images (N, 3, H, W), 0 to 255 → ``{"p2": (N, C, H/4, W/4), …}``.
 
     Args:
         backbone: in evaluation mode.
-        pixel_mean, pixel_std: of the detector, 0 to 255, in the order of ``input_format``.
-        input_format: of the detector, ``"RGB"`` or ``"BGR"``. The exported file takes RGB in both cases.
+        pixel_mean, pixel_std: of the detector, 0 to 255, in the channel order of ``input_format``.
+        input_format: ``"RGB"`` or ``"BGR"``, of the detector. The input of the module is RGB in both cases.
 
     Raises:
-        ValueError: another format.
+        ValueError: unknown ``input_format``.
     """
 
     def __init__(
@@ -181,28 +181,28 @@ class BackboneModule(ExportModule):
 
     @classmethod
     def of_detector(cls, detector: nn.Module) -> BackboneModule:
-        """The backbone of a detector, such as detectron2's or lift_det's GeneralizedRCNN, with its normalization.
+        """Creates the module from a detector, such as a GeneralizedRCNN of detectron2 or lift_det.
 
         Raises:
-            ValueError: the backbone is not a :class:`LiFTFeaturePyramid` over a :class:`PlainViT`.
+            ValueError: the backbone is not a :class:`LiFTFeaturePyramid` with a :class:`PlainViT`.
         """
         backbone = getattr(detector, "backbone", None)
         if not isinstance(backbone, LiFTFeaturePyramid) or not isinstance(backbone.net, PlainViT):
             found = detector if backbone is None else getattr(backbone, "net", backbone)
             raise ValueError(
-                "Expected a detector whose backbone is a lift_det.LiFTFeaturePyramid over a lift_det.ViT, "
+                "Expected a detector whose backbone is a lift_det.LiFTFeaturePyramid with a lift_det.ViT, "
                 f"lift_det.TimmViT or another PlainViT, got {type(found).__name__}."
             )
         mean, std = (x.flatten().tolist() for x in (detector.pixel_mean, detector.pixel_std))
         return cls(backbone, mean, std, detector.input_format or "BGR")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), RGB, 0 to 255, padded → ``{"p2": …}``, from fine to coarse."""
+        """(N, 3, H, W), RGB, 0 to 255, padded → levels from fine to coarse."""
         return self.backbone(self.normalize(images))
 
 
 class _Normalize(nn.Module):
-    """Normalizes RGB images, 0 to 255, and orders their channels for the model. Adds nothing to the state dict."""
+    """Normalizes RGB images, 0 to 255, and converts them to ``input_format``. The state dict is empty."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], input_format: str) -> None:
         super().__init__()
@@ -218,9 +218,9 @@ class _Normalize(nn.Module):
 
 
 def _min_size(net: PlainViT, patch_pixels: int, divisibility: int, stride: int = 1) -> int:
-    """The smallest side with two patches, two cells of the coarsest map, and more than one window.
+    """Returns the smallest side with two patches, two cells of the coarsest map, and more than one window.
 
-    torch.export specializes on dimensions of size 1.
+    With a single one, torch.export would specialize on the size 1.
     """
     pixels = max(2 * patch_pixels, (net.largest_window + 1) * patch_pixels, stride + 1)
     return math.ceil(pixels / divisibility) * divisibility

@@ -1,4 +1,4 @@
-"""Rewrites models so that they can be traced with dynamic sizes, in operators that every format has."""
+"""Replaces modules that cannot be traced with dynamic sizes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def traceable(model: M) -> M:
-    """A copy of a model that computes the same and can be traced for images of any size.
+    """Returns a copy of a model with the same outputs that can be traced for images of any size.
 
-    Replaced are the blocks, windows and positions of :class:`lift_det.ViT`, the rotary positions of DINOv3, and LiFT's
-    enlarging of the image (``resize_image``), which onnxruntime does less exactly. Other modules are traced unchanged.
+    It replaces the blocks and positions of :class:`lift_det.ViT`, the rotary positions of DINOv3, and LiFT's
+    ``resize_image``, which is less exact in onnxruntime. The copy shares its weights with the model.
 
     Args:
-        model: in evaluation mode; not changed.
-
-    Returns:
-        The copy. It shares its weights with ``model``.
+        model: in evaluation mode; not modified.
     """
     tensors = (*model.parameters(), *model.buffers())
     model = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
@@ -51,7 +48,7 @@ def traceable(model: M) -> M:
 
 
 class _TraceableBlock(Block):
-    """The block without splitting the map."""
+    """A block that does not split the map."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), self.window_size)
@@ -62,7 +59,7 @@ class _TraceableBlock(Block):
 
 
 class _TraceableAttention(Attention):
-    """Attention with relative positions as a mask. Windows are always padded, so that sizes need no condition."""
+    """Attention with relative positions as a mask. Maps are always padded to windows, to avoid conditions on sizes."""
 
     def forward(self, x: Tensor, window_size: int = 0) -> Tensor:
         """(B, H, W, C) → (B, H, W, C)."""
@@ -86,14 +83,14 @@ class _TraceableAttention(Attention):
         x = x.flatten(2).unflatten(1, grid)  # (B', h, w, C)
         if window_size:
             x = x.unflatten(0, (batch, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-            # a slice would be specialized on whether the map was padded
+            # torch.export would specialize a slice on whether the map was padded
             x = x.index_select(1, torch.arange(height, device=x.device))
             x = x.index_select(2, torch.arange(width, device=x.device))
         return self.proj(x)
 
 
 def _vectors(table: Tensor, length: int) -> Tensor:
-    """Relative vectors for queries and keys of one length, always interpolated: (L, d) → (length, length, d)."""
+    """Interpolates relative positions for queries and keys of one length: (L, d) → (length, length, d)."""
     table = F.interpolate(table.t()[None], size=2 * length - 1, mode="linear")[0].t()
     places = torch.arange(length, device=table.device)
     return table[places[:, None] - places + (length - 1)]
@@ -106,7 +103,7 @@ class _EmbeddingWithPositions(nn.Module):
         super().__init__()
         self.embedding = embedding
         size = round(positions.shape[1] ** 0.5)
-        # contiguous, because torch.export.save does not handle views of the ViT's parameter
+        # contiguous, because torch.export.save does not support views of parameters
         positions = positions.detach().unflatten(1, (size, size)).permute(0, 3, 1, 2).contiguous()
         self.register_buffer("positions", positions)
 
@@ -118,7 +115,7 @@ class _EmbeddingWithPositions(nn.Module):
 
 
 class _TraceableRotaryEmbedding(RotaryEmbeddingDinoV3):
-    """timm's, without converting sizes to float."""
+    """timm's rotary positions without converting sizes to float."""
 
     def _create_embed(self, feat_shape: Sequence[int], no_aug: bool = False) -> Tensor:
         axes = [(torch.arange(length) + 0.5 + self.grid_offset) / length for length in feat_shape]
@@ -129,12 +126,12 @@ class _TraceableRotaryEmbedding(RotaryEmbeddingDinoV3):
 
 
 def _resize_exactly(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """``resize``, with integer coordinates where it enlarges: onnxruntime's fp32 ones are off by 3e-4 at 448 pixels."""
+    """``resize`` with integer coordinates for enlarging, because onnxruntime's fp32 coordinates are inexact."""
     if images.shape[-2] >= size[0] or images.shape[-1] >= size[1]:
         return resize(images, size)
     for dim, length in zip((2, 3), size, strict=True):
         old = images.shape[dim]
-        # centres of the new pixels between those of the old ones, in units of 1 / (2 · length)
+        # centres of the new pixels in coordinates of the old pixels, in units of 1 / (2 · length)
         places = ((2 * torch.arange(length, device=images.device) + 1) * old - length).clamp(min=0)
         before = places // (2 * length)
         weight = ((places - before * (2 * length)) / (2 * length)).to(images.dtype)

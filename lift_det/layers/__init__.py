@@ -1,4 +1,4 @@
-"""Ops: tensors in, tensors out. Each is one public call over a readable reference and fast backends."""
+"""Operators with several implementations: attention with relative positions, and pasting of masks."""
 
 from .mask_paste import mask_to_rle, paste_masks
 from .rel_pos_attention import rel_pos_attention

@@ -1,8 +1,8 @@
-"""Which of the packages that fast backends need are here."""
+"""Checks for optional packages."""
 
 import importlib.util
 
 
 def has_triton() -> bool:
-    """Whether Triton is installed; it is not imported."""
+    """Returns whether Triton is installed, without importing it."""
     return importlib.util.find_spec("triton") is not None

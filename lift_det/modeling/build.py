@@ -1,4 +1,4 @@
-"""yacs support: config keys, and entries in detectron2's registries."""
+"""Support of yacs configs: their keys, and entries in detectron2's registries."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ from .upsamplers import LazyUpsampler
 
 
 def add_lift_config(cfg: CfgNode) -> None:
-    """Adds lift_det's keys to a detectron2 config, with defaults for ViTDet-B and the dense LiFT.
-
-    Call it after :func:`detectron2.config.get_cfg` and before merging a file.
-    """
+    """Adds lift_det's keys to a detectron2 config, before a file is merged. Defaults are ViTDet-B with dense LiFT."""
     cfg.MODEL.VIT = CfgNode()
     cfg.MODEL.VIT.FREEZE = False
     cfg.MODEL.VIT.USE_ACT_CHECKPOINT = False
-    # Arguments of TimmViT, which is used if TIMM_NAME is set
+    # Arguments of TimmViT, which is used if TIMM_NAME is not empty
     cfg.MODEL.VIT.TIMM_NAME = ""
     cfg.MODEL.VIT.CHECKPOINT = ""
     cfg.MODEL.VIT.PRETRAINED = False
@@ -41,16 +38,17 @@ def add_lift_config(cfg: CfgNode) -> None:
     cfg.MODEL.VIT.WINDOW_BLOCK_INDEXES = [0, 1, 3, 4, 6, 7, 9, 10]
     cfg.MODEL.VIT.PRETRAIN_IMG_SIZE = 224
 
+    cfg.MODEL.IGNORE_MISMATCH = []  # of GeneralizedRCNN
     cfg.MODEL.LIFT = CfgNode()
+    # Arguments of LazyUpsampler and LiFTFeaturePyramid
     cfg.MODEL.LIFT.CHECKPOINT = ""  # file of a trained LiFT
-    cfg.MODEL.LIFT.UPSAMPLER = None  # a registered name or "none"; None is the checkpoint's, or "lift"
-    cfg.MODEL.LIFT.NORM = None  # normalisation layer; None is the checkpoint's, or "BN"
-    cfg.MODEL.LIFT.RESIDUAL = None  # has to be False for the authors' files
+    cfg.MODEL.LIFT.UPSAMPLER = None  # a registered name, or "none" for no upsampler
+    cfg.MODEL.LIFT.NORM = None  # default: that of the checkpoint, or "BN"
+    cfg.MODEL.LIFT.RESIDUAL = None  # False for the authors' files
     cfg.MODEL.LIFT.STEPS = 1
     cfg.MODEL.LIFT.INPUT_SCALE = 1.0  # 0.5 for the fast LiFT
     cfg.MODEL.LIFT.FREEZE = False
-    cfg.MODEL.LIFT.ALLOW_LIFT = []  # ignore_mismatch of LiFTFeaturePyramid
-    cfg.MODEL.LIFT.ALLOW_PARTIAL = []  # ignore_mismatch of GeneralizedRCNN
+    cfg.MODEL.LIFT.IGNORE_MISMATCH = []  # of LiFTFeaturePyramid
     cfg.MODEL.LIFT.MASK_FORMAT = "bitmask"  # or "rle"
 
     cfg.MODEL.SIMPLE_FPN = CfgNode()
@@ -66,10 +64,7 @@ def add_lift_config(cfg: CfgNode) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_lift_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Builds the backbone from ``MODEL.VIT``, ``MODEL.LIFT`` and ``MODEL.SIMPLE_FPN``.
-
-    Use it with ``MODEL.META_ARCHITECTURE: build_lift_rcnn``, which checks loaded checkpoints.
-    """
+    """Builds a :class:`LiFTFeaturePyramid`. Use it with ``MODEL.META_ARCHITECTURE: build_lift_rcnn``."""
     net = _build_vit(cfg.MODEL.VIT, input_shape)
     lift, pyramid = cfg.MODEL.LIFT, cfg.MODEL.SIMPLE_FPN
     upsampler = None
@@ -88,13 +83,13 @@ def build_lift_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone
         square_pad=pyramid.SQUARE_PAD,
         freeze_net=cfg.MODEL.VIT.FREEZE,
         freeze_lift=lift.FREEZE,
-        ignore_mismatch=lift.ALLOW_LIFT,
+        ignore_mismatch=lift.IGNORE_MISMATCH,
     )
 
 
 @META_ARCH_REGISTRY.register()
 def build_lift_rcnn(cfg: CfgNode) -> GeneralizedRCNN:
-    """Builds lift_det's GeneralizedRCNN; detectron2's has that name in the registry."""
+    """Builds lift_det's GeneralizedRCNN, under a name that detectron2's registry does not have yet."""
     return GeneralizedRCNN(cfg)
 
 

@@ -14,15 +14,15 @@ from lift_det.checkpoint import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """Describes a ViT's features. Fields that are None are unknown and match anything.
+    """Description of a ViT's features. Fields that are None are unknown and match anything.
 
-    A LiFT's file and every checkpoint with a LiFT store the fields under their names.
+    It is stored in the files of upsamplers and in checkpoints of models with an upsampler.
     """
 
     backbone: str | None = None  # PlainViT.description
     in_channels: int | None = None
     patch_size: int | None = None  # pixels
-    layer: int | None = None  # counted from 0
+    layer: int | None = None  # index of the block, from 0
     facet: str | None = None
     final_norm: bool | None = None
     weights: str | None = None  # weights_fingerprint of the ViT
@@ -31,27 +31,27 @@ class FeatureSpec:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> FeatureSpec:
-        """Reads a spec from a file's metadata; raises CheckpointError for a value that cannot be parsed."""
+        """Parses a file's metadata; raises CheckpointError for an invalid value. Other keys are ignored."""
         try:
             return cls(**{name: parse(metadata[name]) for name, parse in _PARSE.items() if name in metadata})
         except (ValueError, KeyError) as error:
-            raise CheckpointError(f"The metadata of a LiFT's file cannot be read: {error}. Train it again.") from error
+            raise CheckpointError(f"The metadata of a LiFT's file is invalid: {error}. Train it again.") from error
 
     def to_metadata(self) -> dict[str, str]:
-        """Returns the known fields as strings."""
+        """Returns the known fields as text."""
         return {name: _to_text(value) for name, value in vars(self).items() if value is not None}
 
     def check(self, given: FeatureSpec, ignore_mismatch: Sequence[str] = (), source: str = "This LiFT") -> None:
-        """Compares the features that a LiFT was trained on (``self``) with the features it is ``given``.
+        """Checks that a LiFT which was trained on these features can be used with others.
 
         Args:
             given: the other features.
             ignore_mismatch: names of fields that may differ.
-            source: the LiFT's name in the message.
+            source: name of the LiFT for the error message.
 
         Raises:
-            CheckpointError: fields that are known on both sides differ; the message has both values of each.
-            ValueError: ``ignore_mismatch`` names a field that is not compared.
+            CheckpointError: a field is known on both sides and differs. The message has both values.
+            ValueError: ``ignore_mismatch`` has an unknown field.
         """
         check_field_names(ignore_mismatch)
         different = {}
@@ -59,11 +59,11 @@ class FeatureSpec:
             ours, theirs = getattr(self, name), getattr(given, name)
             if name in ignore_mismatch or None in (ours, theirs):
                 continue
+            values = (_to_text(ours), _to_text(theirs)) if ours != theirs else None
             if name == "weights":
-                different[name] = first_difference(ours, theirs)
-            elif ours != theirs:
-                different[name] = (_to_text(ours), _to_text(theirs))
-        different = {name: values for name, values in different.items() if values is not None}
+                values = first_difference(ours, theirs)
+            if values is not None:
+                different[name] = values
         if different:
             lines = "".join(f"  {name}: trained with '{a}', given '{b}'\n" for name, (a, b) in different.items())
             raise CheckpointError(
@@ -73,7 +73,7 @@ class FeatureSpec:
             )
 
 
-#: fields in which a LiFT and the features that it is given have to agree
+#: fields that :meth:`FeatureSpec.check` compares
 COMPARED = ("backbone", "in_channels", "patch_size", "layer", "facet", "final_norm", "weights")
 
 
@@ -85,9 +85,9 @@ def check_field_names(names: Sequence[str]) -> None:
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """Returns the root mean square of each parameter of two or more dimensions, four digits each, joined by spaces.
+    """Returns the root mean square of each parameter with two or more dimensions, to four digits, joined by spaces.
 
-    Position embeddings are left out, because they are resized to the model's grid.
+    Position embeddings are left out, because their values depend on the model's image size.
     """
     return " ".join(
         f"{parameter.detach().float().square().mean().sqrt().item():.4g}"
@@ -97,7 +97,7 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def first_difference(a: str, b: str, tolerance: float = 0.01) -> tuple[str, str] | None:
-    """Returns the first numbers in which two fingerprints differ by more than ``tolerance``, relatively, or None."""
+    """Returns the first pair of numbers whose relative difference exceeds ``tolerance``, as text, or None."""
     for index, pair in enumerate(zip_longest(a.split(), b.split(), fillvalue="nan")):
         if not math.isclose(*map(float, pair), rel_tol=tolerance):  # NaN differs from everything
             return f"{pair[0]} in tensor {index}", f"{pair[1]} in tensor {index}"

@@ -19,7 +19,7 @@ from .upsamplers import FeatureUpsampler, LazyUpsampler, fit_upsampler, resize
 
 
 class FeatureExtractor(Backbone):
-    """A ViT's features from any block and facet, optionally upsampled. ::
+    """Computes a ViT's features from any block and facet, and upsamples them. ::
 
         net = TimmViT("vit_small_patch14_dinov2.lvd142m", pretrained=True)
         extractor = FeatureExtractor(net, load_lift("lift.safetensors")).eval()
@@ -27,11 +27,6 @@ class FeatureExtractor(Backbone):
         features = extractor(images)["last_feat"]
 
     State-dict names are ``net.*`` and ``lift.*``, as in a detector. Blocks after ``layer`` get no gradients.
-
-    Attributes:
-        layer, facet, final_norm: the features, with ``layer`` counted from 0.
-        steps: number of doublings; 0 without ``lift``.
-        pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255; None if unknown.
     """
 
     def __init__(
@@ -52,20 +47,20 @@ class FeatureExtractor(Backbone):
         """
         Args:
             net: a :class:`lift_det.TimmViT` or :class:`lift_det.ViT`.
-            lift: upsampler of the features; a :class:`LazyUpsampler` is built for this ViT.
+            lift: upsampler of the features. A :class:`LazyUpsampler` is built for this ViT. Default: no upsampling.
             layer, facet, final_norm: see :meth:`PlainViT.feature_map`.
-            steps: number of doublings; 0 for none.
-            out_feature: name of the map in :meth:`forward`.
+            steps: number of times that the map is doubled.
+            out_feature: name of the map in the output.
             ignore_mismatch: fields of :class:`FeatureSpec`, such as ``("backbone", "weights")``, in which the features
                 may differ from those that ``lift`` was trained on.
-            pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255. Default: the ViT's own.
-            input_format: ``"RGB"``, or ``"BGR"`` if the ViT expects that.
+            pixel_mean, pixel_std: of the ViT's images, RGB, 0 to 255. Default: the ViT's.
+            input_format: order of the channels that the ViT expects, ``"RGB"`` or ``"BGR"``.
 
         Raises:
-            ValueError: another kind of ViT, a layer, facet or norm that it lacks, or a LiFT for another width or patch
-                size.
-            CheckpointError: a LiFT that was trained on other features. The ViT's weights are compared only if it was
-                built with them; compare others with ``lift.trained_on.check(self.feature_spec())``.
+            ValueError: the ViT is not a PlainViT, has no such layer, facet or norm, or has another width or patch size
+                than ``lift``.
+            CheckpointError: ``lift`` was trained on other features. The ViT's weights are compared if it was built with
+                them; compare weights that are loaded later with ``lift.trained_on.check(self.feature_spec())``.
         """
         super().__init__()
         if not isinstance(net, PlainViT):
@@ -78,7 +73,7 @@ class FeatureExtractor(Backbone):
         self.layer, self.final_norm = net.resolve(layer, facet, final_norm)
         self.facet = facet
         self.net = net
-        self.patch_size, self.weights_given = net.patch_size, net.weights_given
+        self.patch_size, self.weights_given = net.patch_size, net.weights_given  # as for a PlainViT
         self.pixel_mean = net.pixel_mean if pixel_mean is None else tuple(pixel_mean)
         self.pixel_std = net.pixel_std if pixel_std is None else tuple(pixel_std)
         self.input_format = input_format
@@ -87,7 +82,7 @@ class FeatureExtractor(Backbone):
         self.lift = fit_upsampler(lift, spec, self, ignore_mismatch=ignore_mismatch)
         self.steps = steps if lift is not None else 0
 
-        stride = net.patch_size / 2**self.steps  # a patch of 14 is 3.5 pixels after two steps
+        stride = net.patch_size / 2**self.steps  # 3.5 for patches of 14 pixels and two steps
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: spec.in_channels}
         self._out_feature_strides = {out_feature: int(stride) if stride.is_integer() else stride}
@@ -97,10 +92,10 @@ class FeatureExtractor(Backbone):
         return self.net.feature_map(images, self.layer, self.facet, self.final_norm)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Computes the upsampled features.
+        """Computes the upsampled features of normalised images.
 
         Args:
-            images: (N, 3, H, W), normalised; H and W multiples of the patch size.
+            images: (N, 3, H, W), with H and W multiples of the patch size.
 
         Returns:
             ``{out_feature: (N, C, H · s, W · s)}`` with ``s = 2**steps / patch_size``.
@@ -117,14 +112,7 @@ class FeatureExtractor(Backbone):
         return self.pixel_mean, self.pixel_std
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalises images, and converts them to the ViT's order of channels, dtype and device.
-
-        Args:
-            images: (N, 3, H, W), RGB, 0 to 255, of any dtype.
-
-        Raises:
-            ValueError: the statistics of the ViT's images are unknown.
-        """
+        """Normalises images (N, 3, H, W), RGB, 0 to 255, and converts them to the ViT's channels, dtype and device."""
         parameter = next(self.net.parameters())
         images = images.to(parameter.device, torch.float32)
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in self.pixel_statistics())
@@ -133,20 +121,20 @@ class FeatureExtractor(Backbone):
 
     @classmethod
     def of_model(cls, model: nn.Module, lift: FeatureUpsampler | None = None) -> FeatureExtractor:
-        """Returns the extractor of the features that a trained model upsamples.
+        """Builds the extractor of the features that a trained model upsamples.
 
         Args:
-            model: a detector with :class:`LiFTFeaturePyramid`, or LiFT's training, with its weights.
-            lift: replaces the model's upsampler.
+            model: a detector with :class:`LiFTFeaturePyramid`, or a :class:`LiFTPretraining`, with its weights.
+            lift: an upsampler that replaces the model's.
 
         Raises:
             CheckpointError: ``lift`` was trained on other features or weights.
-            ValueError: another kind of model, or a LiFT for another width or patch size.
+            ValueError: the model is of another kind, or its ViT has another width or patch size than ``lift``.
         """
         backbone = getattr(model, "backbone", None)
         if not isinstance(backbone, (LiFTFeaturePyramid, FeatureExtractor)):
             raise ValueError(
-                "Expected a detector with lift_det's LiFTFeaturePyramid or LiFT's training, got a "
+                "Expected a detector with lift_det's LiFTFeaturePyramid, or a LiFTPretraining, got a "
                 f"{type(model).__name__} with a {type(backbone).__name__}."
             )
         features = {}
@@ -162,7 +150,7 @@ class FeatureExtractor(Backbone):
             pixel_std=model.pixel_std.flatten().tolist()[::order],
             input_format=getattr(model, "input_format", "RGB"),
         )
-        if lift is not None:  # with the weights, which were loaded after the ViT was built
+        if lift is not None:  # including the weights, which were loaded after the ViT was built
             lift.trained_on.check(extractor.feature_spec(), extractor.ignore_mismatch)
         return extractor
 
@@ -173,20 +161,18 @@ class FeatureExtractor(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Images have to be padded to multiples of the patch size."""
+        """The patch size: height and width of the images have to be multiples of it."""
         return self.net.patch_size
 
 
 def whole_patches(image: np.ndarray, patch_size: int, steps: int = 1, size: int = 448) -> Tensor:
-    """Resizes an image to whole patches and about ``size``² pixels, keeping its aspect ratio.
-
-    Each side is rounded to a multiple of ``2**steps`` patches, at least one.
+    """Resizes an image to a whole number of patches, keeping its aspect ratio.
 
     Args:
         image: (H, W, 3) uint8.
         patch_size: of the ViT, in pixels.
-        steps: number of doublings of the map.
-        size: square root of the number of pixels.
+        steps: number of doublings of the map. Each side is rounded to a multiple of ``2**steps`` patches.
+        size: the result has about ``size * size`` pixels.
 
     Returns:
         (1, 3, height, width) float32, 0 to 255.
@@ -202,20 +188,20 @@ def whole_patches(image: np.ndarray, patch_size: int, steps: int = 1, size: int 
 def upsampled_features(
     extractor: FeatureExtractor, upsamplers: Mapping[str, FeatureUpsampler], images: Tensor, steps: int = 1
 ) -> dict[str, Tensor]:
-    """Upsamples the features of images reduced by ``2**steps``, for comparison with those of the full images.
+    """Upsamples the features of reduced images, for comparison with the features of the full images.
 
     Args:
-        extractor: computes the features; an upsampler in it is not used.
-        upsamplers: by name; they get the reduced images.
-        images: (N, 3, H, W), normalised; H and W multiples of ``2**steps`` patches.
-        steps: number of doublings.
+        extractor: computes the features. Its own upsampler is not used.
+        upsamplers: by name. They get the reduced images.
+        images: (N, 3, H, W), normalised, with H and W multiples of ``2**steps`` patches.
+        steps: number of doublings; images are reduced by ``2**steps``.
 
     Returns:
-        ``{"vit": (N, C, h, w), NAME: (N, C, h · 2**steps, w · 2**steps), …, "true": the same shape}``, where ``vit`` is
-        of the reduced images and ``true`` of the full ones.
+        ``"vit"``: the features of the reduced images, (N, C, h, w); each upsampler's name: its result, (N, C, h ·
+        2**steps, w · 2**steps); ``"true"``: the features of the full images, of the same shape.
 
     Raises:
-        ValueError: sides that are no such multiples, or an upsampler named "vit" or "true".
+        ValueError: H or W is not such a multiple, or an upsampler is named "vit" or "true".
     """
     taken = {"vit", "true"} & set(upsamplers)
     if taken:

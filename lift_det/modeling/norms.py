@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class ChannelLayerNorm(LayerNorm):
     """detectron2's LayerNorm over the channels of a map, computed by PyTorch's kernel.
 
-    Upstream computes means and powers in six passes over the map, three of which are kept for the backward pass.
+    detectron2 computes it in six passes over the map, and keeps three maps for the backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -22,18 +22,17 @@ class ChannelLayerNorm(LayerNorm):
 
 
 def use_channel_layer_norm(model: nn.Module) -> None:
-    """Replaces detectron2's LayerNorms in place."""
+    """Replaces detectron2's LayerNorms in ``model`` in place."""
     for module in model.modules():
         if type(module) is LayerNorm:
             module.__class__ = ChannelLayerNorm
 
 
 def synchronise_batchnorm(module: nn.Module) -> None:
-    """Converts every ``BatchNorm2d`` in ``module`` to synchronised BatchNorm, in place; does nothing in one process.
+    """Converts every ``BatchNorm2d`` below ``module`` in place, so that statistics are those of all processes.
 
-    It becomes PyTorch's ``SyncBatchNorm`` with NCCL, which that needs, and otherwise a form of detectron2's
-    ``NaiveSyncBatchNorm``. Names, tensors and modes stay. All processes need batches of one size. Call it before making
-    an optimizer and before DistributedDataParallel.
+    With the NCCL backend it becomes PyTorch's ``SyncBatchNorm``, otherwise a version of detectron2's
+    ``NaiveSyncBatchNorm``. Names, parameters, buffers and modes are kept. All processes need batches of the same size.
     """
     if comm.get_world_size() == 1:
         return
@@ -50,16 +49,16 @@ def synchronise_batchnorm(module: nn.Module) -> None:
 
 
 class _SyncBatchNorm2d(NaiveSyncBatchNorm):
-    """Counts batches and estimates the running variance without bias, unlike detectron2's."""
+    """NaiveSyncBatchNorm that counts batches and has an unbiased running variance, as PyTorch's BatchNorm."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or comm.get_world_size() == 1:
             return super().forward(input)
         before = self.running_var.clone()
-        # E[x²] − E[x]² cancels in half precision; upstream handles float16 only
+        # E[x²] − E[x]² cancels in half precision; detectron2 converts float16 only
         output = super().forward(input.float()).to(input.dtype)
         count = input.numel() // input.shape[1] * comm.get_world_size()
-        # momentum · biased variance
+        # the batch's part, momentum · biased variance, is multiplied by count / (count - 1)
         added = self.running_var - (1 - self.momentum) * before
         self.running_var += added / (count - 1)
         self.num_batches_tracked += 1

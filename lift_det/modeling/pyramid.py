@@ -18,18 +18,18 @@ from .upsamplers import FeatureUpsampler, LazyUpsampler, fit_upsampler, resize, 
 
 
 class LiFTFeaturePyramid(SimpleFeaturePyramid):
-    """A detectron2 backbone of a ViT, an upsampler of its map, and a simple feature pyramid.
+    """ViTDet's backbone with an upsampler: a ViT, an upsampler of its feature map, and a simple feature pyramid.
 
-    Two uses (docs/lift_in_vitdet.md):
+    It is used in two ways (docs/lift_in_vitdet.md):
 
-    - *dense*, the paper's: the ViT sees the whole image, and LiFT doubles its map of stride 16 to stride 8;
-    - *fast*: the ViT sees the image at half size (``input_scale=0.5``), and LiFT restores the map's size in ViTDet.
+    - *dense*, as in the paper: the ViT gets the image at full size, and LiFT doubles its map from stride 16 to 8;
+    - *fast*: the ViT gets the image at half size (``input_scale=0.5``), and LiFT restores stride 16.
 
-    The upsampled map has stride ``net.stride / 2**steps / input_scale`` in pixels of the image. For patches of 14
-    pixels an ``input_scale`` of 14/16 or 7/16 gives powers of two. The upsampler always gets the image at full size.
+    The upsampler always gets the image at full size. The upsampled map has a stride of ``patch_size / 2**steps /
+    input_scale`` pixels of the image.
 
     State-dict names are ViTDet's (``net.*``, ``simfp_2.*``, …) and ``lift.*``. With ``lift=None`` and ``input_scale=1``
-    the outputs equal upstream's up to rounding.
+    the outputs equal those of detectron2's SimpleFeaturePyramid up to rounding.
     """
 
     def __init__(
@@ -51,27 +51,28 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         """
         Args:
             net: the ViT.
-            lift: upsampler of the map; a :class:`LazyUpsampler` is built for this ViT. None for ViTDet without LiFT.
+            lift: upsampler of the ViT's map. A :class:`LazyUpsampler` is built for this ViT. None for plain ViTDet.
             in_feature: name of the ViT's map in ``net.output_shape()``.
-            out_channels: of every level.
-            level_strides: in pixels of the image, from fine to coarse; powers of two, each twice the one before. The
-                level of stride 2**n is named ``pn``.
-            steps: number of doublings (0 if ``lift`` is None).
-            input_scale: scale of the image for the ViT.
-            top_block: as upstream's, such as ``LastLevelMaxPool()``; its ``in_feature`` has to be a level.
-            norm: of the pyramid's convolutions.
-            square_pad: pad images to this many pixels square; larger ones are an error. 0 pads to whole strides.
+            out_channels: number of channels of every level.
+            level_strides: strides of the levels in pixels of the image, from fine to coarse: powers of two, each twice
+                the previous one. The level of stride 2**n is named ``pn``.
+            steps: number of times that ``lift`` doubles the map.
+            input_scale: factor by which the image is resized for the ViT. The map's stride has to be a power of two:
+                for patches of 14 pixels use 14/16 or 7/16.
+            top_block: adds levels, such as ``LastLevelMaxPool()``. Its ``in_feature`` has to be a level.
+            norm: normalisation of the pyramid's convolutions.
+            square_pad: pad images to squares of this side; larger images are an error. 0 pads to whole strides only.
             freeze_net: freeze the ViT and keep it in evaluation mode.
-            freeze_lift: the same for the upsampler, including its BatchNorm statistics.
+            freeze_lift: freeze the upsampler and keep it in evaluation mode.
             ignore_mismatch: fields of :class:`FeatureSpec`, such as ``("backbone", "weights")``, in which the ViT's
                 features may differ from those that ``lift`` was trained on.
 
         Raises:
-            CheckpointError: a LiFT that was trained on other features. The ViT's weights are compared only if it was
-                built with them.
-            ValueError: invalid strides, ``square_pad`` or ``steps``, or a LiFT for another width or patch size.
+            CheckpointError: ``lift`` was trained on other features. The ViT's weights are compared if it was built with
+                them.
+            ValueError: invalid strides, ``square_pad`` or ``steps``, or a ``lift`` for another width or patch size.
         """
-        super(SimpleFeaturePyramid, self).__init__()  # upstream's __init__ supports only factors 4, 2, 1 and 0.5
+        super(SimpleFeaturePyramid, self).__init__()  # SimpleFeaturePyramid supports only factors 4, 2, 1 and 0.5
         shape = net.output_shape()[in_feature]
         if steps < 1 or int(steps) != steps or input_scale <= 0:
             raise ValueError(
@@ -85,7 +86,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         spec = dataclasses.replace(spec, in_channels=shape.channels, patch_size=shape.stride)
         lift = fit_upsampler(lift, spec, source, ignore_mismatch=ignore_mismatch)
         patch_stride = _patch_stride(shape.stride, input_scale)
-        self._patch_pixels = (shape.stride, patch_stride)  # side of a patch, for the ViT and in the image
+        self._patch_pixels = (shape.stride, patch_stride)  # side of a patch in the ViT's image and in the full image
         strides = _check_strides(level_strides)
 
         self.stages = []
@@ -125,7 +126,7 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> LiFTFeaturePyramid:
-        """Sets the mode; frozen modules stay in evaluation mode."""
+        """Sets the mode. Frozen modules stay in evaluation mode."""
         super().train(mode)
         if self.freeze_net:
             self.net.eval()
@@ -135,24 +136,24 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
 
     @property
     def size_divisibility(self) -> int:
-        """Height and width of the images have to be multiples of this."""
+        """Height and width of the images have to be multiples of this number."""
         return self._size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Padding of ImageList. ``square_size`` would crop a single larger image, so squares use a divisibility."""
+        """Padding for ImageList. Its ``square_size`` crops a single larger image, so squares use a divisibility."""
         return {"size_divisibility": self._square_pad or self._size_divisibility, "square_size": 0}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (N, 3, H, W), normalised; H and W multiples of :attr:`size_divisibility`.
+            x: (N, 3, H, W), normalised, with H and W multiples of :attr:`size_divisibility`.
 
         Returns:
             ``{"p2": (N, out_channels, H / 4, W / 4), …}``, from fine to coarse.
 
         Raises:
-            ValueError: an image larger than ``square_pad``, or of another size.
+            ValueError: H or W is larger than ``square_pad``, or not such a multiple.
         """
         bottom_up, features = self.forward_features(x)
         results = [stage(features) for stage in self.stages]
@@ -164,13 +165,9 @@ class LiFTFeaturePyramid(SimpleFeaturePyramid):
         return dict(zip(self._out_features, results, strict=True))
 
     def forward_features(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Computes the ViT's outputs and the upsampled map, (N, C, H / s, W / s) with s its stride.
-
-        Args:
-            x: see :meth:`forward`.
-        """
+        """Computes the ViT's outputs, and the upsampled map (N, C, H / stride, W / stride), as in :meth:`forward`."""
         self._check_size(x)
-        # input_scale in integers, which torch.export can follow
+        # in integers, because torch.export cannot follow input_scale
         scaled, full = self._patch_pixels
         images = resize(x, (x.shape[-2] * scaled // full, x.shape[-1] * scaled // full))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_net):
@@ -221,7 +218,7 @@ def _check_strides(strides: Sequence[int]) -> list[int]:
 
 
 def _build_stage(dim: int, out_channels: int, scale: float, norm: str) -> nn.Sequential:
-    """Builds one level as upstream does, with its names in the state dict, for any power of two."""
+    """Builds one level as SimpleFeaturePyramid does, with the same state-dict names, for any power of two."""
     layers: list[nn.Module] = []
     doublings = int(math.log2(scale))
     for i in range(doublings):

@@ -1,4 +1,4 @@
-"""Visualization: detections, feature maps, curves of trainings."""
+"""Drawings of detections and feature maps, and plots of trainings."""
 
 from .curves import plot_training
 from .detections import draw_detections, draw_predictions, picture_predictions

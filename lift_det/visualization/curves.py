@@ -1,4 +1,4 @@
-"""Curves of trainings, from their `metrics.json`."""
+"""Plots of trainings from `metrics.json`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from torch import Tensor
 from lift_det.files import write_atomically
 from lift_det.results import TASKS, folder_names, read_metrics
 
-_SMOOTHING = 12  # a smoothed point is the mean over this part of a curve
-_FEW_POINTS = 40  # curves with at most so many points have markers
+_SMOOTHING = 12  # a smoothed point is the mean over 1/12 of a curve
+_FEW_POINTS = 40  # curves with at most this many points have markers
 
 
 def plot_training(folders: Sequence[str | os.PathLike], path: str | os.PathLike) -> Figure:
-    """Plots losses, AP and learning rate of trainings over their iterations, and returns the figure.
+    """Plots losses, AP and learning rate over the iterations, and returns the figure.
 
-    Losses are smoothed, over the faint unsmoothed curve. Panels of a LiFT's training show the cosine similarity of its
-    features to the true ones, and that of bilinear upsampling dashed.
+    Losses are smoothed, and the original values are shown as a faint curve. For a LiFT, the cosine similarity to the
+    true features is plotted, with bilinear upsampling as a dashed curve.
 
     Args:
-        folders: output folders of trainings; several are drawn over each other, each in its own colour.
-        path: of the picture, in the format of its ending (.png, .pdf, .svg).
+        folders: output folders of trainings. Each has its own colour.
+        path: of the plot (.png, .pdf or .svg).
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`lift_det.results.read_metrics`; a folder is named twice; the ending is
-            unknown.
+        FileNotFoundError, ValueError: see :func:`lift_det.results.read_metrics`; also if a folder is named twice or the
+            suffix of ``path`` is unknown.
     """
     names = folder_names(folders)
     trainings = [read_metrics(folder) for folder in folders]
@@ -58,7 +58,7 @@ def plot_training(folders: Sequence[str | os.PathLike], path: str | os.PathLike)
                 _draw_curve(axes, points, f"C{i}", style, smooth="loss" in key)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("iteration")
-        axes.tick_params(labelbottom=True)  # sharex hides it above the last row
+        axes.tick_params(labelbottom=True)  # sharex hides the labels above the last row
         axes.grid(alpha=0.25)
         if not title.startswith("cosine"):
             axes.set_ylim(bottom=min(0, axes.dataLim.y0))
@@ -74,14 +74,14 @@ def plot_training(folders: Sequence[str | os.PathLike], path: str | os.PathLike)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure atomically, in the format of the path's ending; missing folders are created."""
+    """Writes a figure atomically. Missing folders are created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png", dpi="figure"))
 
 
 def _draw_curve(axes: Axes, points: Tensor, colour: str, style: str, smooth: bool) -> None:
-    """Draws (N, 2) points as a curve."""
+    """Draws (N, 2) points."""
     iterations, values = points.T
     radius = len(values) // _SMOOTHING // 2
     if smooth and radius:

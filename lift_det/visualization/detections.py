@@ -1,4 +1,4 @@
-"""Drawings of detections, and of the ground truth beside them."""
+"""Drawings of detections and ground truth."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from lift_det.files import write_atomically
 
 #: longer side of a picture in pixels: labels are not readable below SMALLEST, matplotlib fails far above LARGEST
 SMALLEST, LARGEST = 480, 8192
-_BESIDE = 640  # longer side of each picture of a pair
+_BESIDE = 640  # longer side of the two pictures of a pair
 _MARGIN = 6
 
 
 def draw_detections(
     image: np.ndarray, instances: Instances, metadata: Metadata, *, enlarge: bool = True, longest: int = LARGEST
 ) -> np.ndarray:
-    """Draws boxes, masks, keypoints, class names and scores into an image, each class in its own colour.
+    """Draws boxes, masks, keypoints, class names and scores on an image. Each class has its own colour.
 
     Args:
         image: (H, W, 3) uint8 in RGB; not modified.
-        instances: on the CPU, with ``pred_boxes`` in pixels of the image and ``pred_classes``. ``scores``,
-            ``pred_keypoints`` (N, K, 3) and masks are optional: ``pred_masks``, (N, H, W) bool, or ``pred_masks_rle``,
-            a list of COCO's segmentations (RLE or polygons; None for no mask).
-        metadata: with ``thing_classes``, and optionally ``thing_colors``.
-        enlarge: enlarges images whose longer side is below :data:`SMALLEST` by a whole number.
-        longest: images whose longer side is larger are reduced to this, at most :data:`LARGEST` pixels.
+        instances: on the CPU, with ``pred_boxes`` in pixels of the image and ``pred_classes``. Optional fields are
+            ``scores``, ``pred_keypoints`` (N, K, 3), ``pred_masks`` (N, H, W) bool, and ``pred_masks_rle``, a list of
+            COCO segmentations (RLE, polygons, or None for no mask).
+        metadata: has ``thing_classes``, and optionally ``thing_colors``.
+        enlarge: enlarge images whose longer side is below :data:`SMALLEST` by an integer factor.
+        longest: reduce images whose longer side exceeds this many pixels; at most :data:`LARGEST`.
 
     Returns:
-        (h, w, 3) uint8 in RGB, of the size of the image if it is neither enlarged nor reduced.
+        (h, w, 3) uint8 in RGB.
     """
     longer = max(image.shape[:2])
     scale = min(1.0, longest / longer)
@@ -64,7 +64,7 @@ def draw_detections(
     classes = instances.pred_classes.tolist()
     labels = _create_text_labels(classes, fields.get("scores"), metadata.get("thing_classes"), fields.get("is_crowd"))
     colours = np.array(metadata.get("thing_colors") or colormap(rgb=True)) / 255
-    # One at a time, the largest first as the visualizer would, because all masks at once take too much memory.
+    # One at a time, because all masks together need too much memory. The largest first, as the Visualizer does.
     for i in np.argsort(-instances.pred_boxes.area().numpy(), kind="stable"):
         mask = cv2.resize(_bitmask(masks[i], image_size), size, interpolation=cv2.INTER_NEAREST)
         visualizer.overlay_instances(
@@ -85,7 +85,7 @@ def draw_predictions(
     path: str | os.PathLike,
     score_threshold: float = 0.5,
 ) -> None:
-    """Writes a PNG with :func:`picture_predictions` of each image, two in a row, atomically."""
+    """Writes a PNG with :func:`picture_predictions` of each image, two in a row."""
     pairs = [picture_predictions(model, image, metadata, mapper, score_threshold) for image in dataset_dicts]
     picture = Image.fromarray(_grid(pairs))
     write_atomically(path, lambda file: picture.save(file, "PNG"))
@@ -98,14 +98,14 @@ def picture_predictions(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     score_threshold: float = 0.5,
 ) -> np.ndarray:
-    """Draws the ground truth of an image, and beside it the predictions of a detector.
+    """Draws the ground truth of an image beside the predictions of a detector.
 
     Args:
-        model: a detector; stays in its mode, training or evaluation.
-        dataset_dict: of the image, in detectron2's format, with annotations.
-        metadata: of the data set, see :func:`draw_detections`.
-        mapper: makes the model's input from a dataset dict, as the test loader's does.
-        score_threshold: lowest score of the predictions that are drawn.
+        model: a detector. Its training mode is restored afterwards.
+        dataset_dict: the image and its annotations in detectron2's format.
+        metadata: see :func:`draw_detections`.
+        mapper: converts a dataset dict to the model's input, like the mapper of the test loader.
+        score_threshold: smallest score of predictions to draw.
 
     Returns:
         (h, w, 3) uint8 in RGB.
@@ -127,7 +127,7 @@ def picture_predictions(
 
 
 def _ground_truth(dataset_dict: dict[str, Any], image_size: tuple[int, int]) -> Instances:
-    """The annotations of a dataset dict, for :func:`draw_detections`."""
+    """Converts the annotations of a dataset dict for :func:`draw_detections`."""
     annotations = dataset_dict.get("annotations", ())
     boxes = [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in annotations]
     instances = Instances(
@@ -144,14 +144,14 @@ def _ground_truth(dataset_dict: dict[str, Any], image_size: tuple[int, int]) -> 
 
 
 def _bitmask(mask: Any, image_size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8 of a bitmask, an RLE or polygons, empty of None."""
+    """Converts a bitmask, RLE, polygons or None to (H, W) uint8."""
     if mask is None:
         return np.zeros(image_size, np.uint8)
     return GenericMask(mask, *image_size).mask if isinstance(mask, (dict, list)) else np.asarray(mask, dtype=np.uint8)
 
 
 def _grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """(h, w, 3) pictures two in a row, with white between and around them."""
+    """Arranges (h, w, 3) pictures two in a row, with white margins."""
     height, width = np.max([picture.shape[:2] for picture in pictures], axis=0)
     padded = np.full((len(pictures), height, width, 3), 255, np.uint8)
     for place, picture in zip(padded, pictures, strict=True):

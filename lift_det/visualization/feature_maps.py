@@ -1,4 +1,4 @@
-"""Feature maps drawn in colours and as similarities to one cell, and written as arrays."""
+"""Drawings of feature maps and of their similarity to a point."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ def draw_feature_maps(
     path: str | os.PathLike,
     point: tuple[float, float] | None = None,
 ) -> None:
-    """Draws images and their feature maps in colours, a row for each image; with a point, similarities below them.
+    """Draws images and their feature maps, one image per row. With a point, a second row shows similarities.
 
-    Colours are the first three principal components of an image's ``"true"`` map, else of its ``"vit"`` map, else of
-    its first map, and the same for all maps of an image. Similarities are cosines, of each map to its own cell at the
-    point. Cells are not interpolated. Maps of the true one's size have their mean cosine similarity to it in the title.
+    Colours are the first three principal components of the ``"true"`` map, else of the ``"vit"`` map, else of the first
+    map. All maps of an image share them. The second row shows the cosine similarity of each cell to the cell at the
+    point, in the same map. Cells are not interpolated. Titles of maps that are as large as the true map show their mean
+    cosine similarity to it.
 
     Args:
-        images: (H, W, 3) uint8 in RGB, of any size; one or several.
-        maps: of the image, or of each image: name -> (C, h, w), as in an item of
-            :func:`lift_det.modeling.upsampled_features`. All images have maps of the same names.
-        path: of the picture (.png, .pdf, .svg), written atomically.
+        images: one or several images, (H, W, 3) uint8 in RGB, of any size.
+        maps: for each image, (C, h, w) maps by name, as from :func:`lift_det.modeling.upsampled_features`. The names
+            are the same for all images.
+        path: of the drawing (.png, .pdf or .svg); written atomically.
         point: (x, y) in pixels of the image; only for one image.
 
     Raises:
-        ValueError: the point is outside the image, there are several images, or the ending is unknown.
+        ValueError: the point is outside the image, there is a point and several images, or the suffix of ``path`` is
+            unknown.
     """
     if isinstance(images, np.ndarray):
         images, maps = [images], [maps]
@@ -63,7 +65,7 @@ def draw_feature_maps(
     for axes_row, row, image in zip(grid, rows, images, strict=True):
         for axes, (array, title) in zip(axes_row, row, strict=True):
             interpolation = "auto" if array is image else "nearest"
-            extent = (0, image.shape[1], image.shape[0], 0)  # pixels of the image, whatever the map's size
+            extent = (0, image.shape[1], image.shape[0], 0)  # coordinates are pixels of the image
             heat = axes.imshow(array, "inferno", vmin=lowest, vmax=1, interpolation=interpolation, extent=extent)
             axes.set_title(title, fontsize=8)
             axes.set_axis_off()
@@ -76,12 +78,15 @@ def draw_feature_maps(
 
 
 def similarity_to(features: Tensor, point: tuple[float, float], image_size: tuple[int, int]) -> Tensor:
-    """Cosine similarity of each cell of a feature map to the cell that contains a point, (h, w) float32.
+    """Returns the (h, w) cosine similarity of each cell of a feature map to the cell that contains a point.
 
     Args:
         features: (C, h, w) of the whole image.
-        point: (x, y) in pixels of the image, from its upper left corner; a ValueError if it is outside.
+        point: (x, y) in pixels of the image.
         image_size: (height, width) of the image.
+
+    Raises:
+        ValueError: the point is outside the image.
     """
     check_point(point, image_size)
     (x, y), (height, width) = point, image_size
@@ -92,7 +97,7 @@ def similarity_to(features: Tensor, point: tuple[float, float], image_size: tupl
 
 
 def check_point(point: tuple[float, float], image_size: tuple[int, int]) -> None:
-    """Raises a ValueError if (x, y) is outside an image of (height, width) pixels."""
+    """Raises ValueError if (x, y) is outside an image of (height, width) pixels."""
     (x, y), (height, width) = point, image_size
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(
@@ -110,15 +115,18 @@ def save_feature_maps(
 ) -> None:
     """Writes the maps of an image to an ``.npz`` file, atomically.
 
-    Each argument is an array under its own name, a map under the map's (float32). With a point, the file also has
-    ``similarity_NAME`` of each map (:func:`similarity_to`).
+    The file has each map by its name (float32), ``image`` and ``original_size``. With a point, it also has ``point``
+    and for each map ``similarity_NAME`` (:func:`similarity_to`).
 
     Args:
         path: of the file.
-        maps: name -> (C, h, w), on the CPU.
-        image: (H, W, 3) uint8 in RGB, the ViT's input.
+        maps: (C, h, w) by name, on the CPU.
+        image: (H, W, 3) uint8 in RGB, the input of the ViT.
         original_size: (height, width) of the image before it was resized.
-        point: (x, y) in pixels of the original image; a ValueError if it is outside.
+        point: (x, y) in pixels of the original image.
+
+    Raises:
+        ValueError: the point is outside the image.
     """
     arrays = {name: map_.float().numpy() for name, map_ in maps.items()}
     arrays |= {"image": image, "original_size": np.array(original_size, np.int64)}
@@ -130,7 +138,10 @@ def save_feature_maps(
 
 
 def principal_colours(features: Tensor) -> Callable[[Tensor], np.ndarray]:
-    """A function from (C, H, W) features to (H, W, 3) uint8 colours, by the principal axes of (C, h, w) features."""
+    """Returns a function that maps (C, H, W) features to (H, W, 3) uint8 colours.
+
+    The colours are the first three principal components of ``features``, (C, h, w).
+    """
     flat = features.flatten(1).T.float()  # (h·w, C)
     centre = flat.mean(0)
     _, _, axes = torch.linalg.svd(flat - centre, full_matrices=False)
@@ -146,7 +157,7 @@ def principal_colours(features: Tensor) -> Callable[[Tensor], np.ndarray]:
 
 
 def _reference(maps: Mapping[str, Tensor]) -> Tensor:
-    """The map that determines the colours of the others."""
+    """Returns the map whose principal components are used."""
     return maps.get("true", maps.get("vit", next(iter(maps.values()))))
 
 

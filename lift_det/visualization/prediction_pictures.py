@@ -1,4 +1,4 @@
-"""Pictures of a detector's predictions during its training, for TensorBoard."""
+"""A hook that shows predictions in TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from .detections import picture_predictions
 
 
 class PredictionPictures(HookBase):
-    """Draws the predictions on a few images beside their ground truth, for TensorBoard's tab Images.
+    """Draws predictions beside the ground truth of a few images, for the Images tab of TensorBoard.
 
-    A trainer that averages the weights predicts with the averaged ones. The random numbers of the training do not
-    change. docs/own_data.md has the lines of a config.
+    Averaged weights are used if the trainer has them. The random numbers of the training are not affected. See
+    docs/own_data.md for an example.
+
+    Args:
+        dataset: detectron2's dicts, with annotations.
+        dataset_name: registered name. Of several names the first is used.
+        mapper: converts a dataset dict to the model's input, like the mapper of the test loader.
+        period: in iterations. The last iteration is always drawn; with 0, only the last.
+        num_images: number of images, taken from the start of the dataset.
+        score_threshold: smallest score of predictions to draw.
     """
 
     def __init__(
@@ -30,15 +38,6 @@ class PredictionPictures(HookBase):
         num_images: int = 4,
         score_threshold: float = 0.5,
     ) -> None:
-        """
-        Args:
-            dataset: detectron2's dicts, with annotations.
-            dataset_name: the registered name; of several the first.
-            mapper: makes the model's input from a dataset dict, as the test loader's does.
-            period: in iterations. The last iteration is always drawn, and with 0 only that one.
-            num_images: number of images, from the first.
-            score_threshold: lowest score of the predictions that are drawn.
-        """
         if period < 0 or num_images < 1:
             raise ValueError(f"Expected period >= 0 and num_images >= 1, got {period} and {num_images}.")
         self.dataset_name = dataset_name if isinstance(dataset_name, str) else dataset_name[0]
@@ -55,7 +54,7 @@ class PredictionPictures(HookBase):
     def _draw(self) -> None:
         model = self.trainer.model
         averages = getattr(self.trainer, "ema", None)
-        # a DistributedDataParallel's forward would wait for the other processes
+        # DistributedDataParallel would wait for the other processes
         if averages is not None or isinstance(model, DistributedDataParallel):
             model = (averages or model).module
         random_state = np.random.get_state()  # mappers draw random numbers

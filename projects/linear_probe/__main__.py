@@ -51,9 +51,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     weights.add_argument("--checkpoint", default="", metavar="FILE", help="the ViT's weights")
     weights.add_argument("--pretrained", action="store_true", help="timm's weights, from the Hugging Face hub")
     add("--lift", type=_named_file, action="append", default=[], metavar="NAME=FILE", help="a trained LiFT; repeatable")
-    add("--train", default="coco_2017_train", help="registered data set (default: %(default)s)")
-    add("--val", default="coco_2017_val", help="registered data set (default: %(default)s)")
-    add("--limit", type=_positive, help="number of images of each data set, from the first (default: all)")
+    add("--train", default="coco_2017_train", help="registered dataset (default: %(default)s)")
+    add("--val", default="coco_2017_val", help="registered dataset (default: %(default)s)")
+    add("--limit", type=_positive, help="number of images of each dataset, from the first (default: all)")
     add("--device", default="cpu", help="default: %(default)s")
     add("--output", type=Path, default=Path("output/linear_probe"), help="folder (default: %(default)s)")
     for field in dataclasses.fields(Settings):

@@ -1,4 +1,4 @@
-"""Images of a registered COCO data set, cropped, with their label maps."""
+"""Images of a registered COCO dataset, cropped, with their label maps."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def resize_and_crop(image: np.ndarray, labels: np.ndarray, size: int) -> tuple[T
 
 
 def load_labelled_images(name: str, size: int, limit: int | None = None) -> LabelledImages:
-    """Reads crops of ``size`` pixels from the first ``limit`` images of a registered data set with masks.
+    """Reads crops of ``size`` pixels from the first ``limit`` images of a registered dataset with masks.
 
     Raises:
-        DatasetError: the data set or one of its images is missing or invalid.
+        DatasetError: the dataset or one of its images is missing or invalid.
     """
     records = get_dataset_dicts(name, filter_empty=False)[:limit]
     classes = MetadataCatalog.get(name).thing_classes

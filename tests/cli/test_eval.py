@@ -1,6 +1,7 @@
 """`lift-det eval` and `lift-det plot` on output folders of tiny untrained models."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from pycocotools.cocoeval import COCOeval
 from lift_det import cli, model_zoo
 from lift_det.data import write_synthetic_coco
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = "quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
 DATA = "test_eval_val"
 TINY = {
@@ -82,10 +82,8 @@ def test_figures_are_those_of_detectron2(folders, data, capsys):
     expected = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
     assert content["figures"].keys() == expected.keys() == {"bbox", "segm"}
     for task, figures in expected.items():
-        assert content["figures"][task].keys() == figures.keys()
-        for name, value in figures.items():
-            found = content["figures"][task][name]
-            assert (found is None) if value != value else found == pytest.approx(value, abs=1e-9), (task, name)
+        found = {name: math.nan if value is None else value for name, value in content["figures"][task].items()}
+        assert found == pytest.approx(dict(figures), abs=1e-9, nan_ok=True)
     assert expected["bbox"]["AP50"] > 0
 
     annotations = read(data[0])
@@ -96,7 +94,6 @@ def test_figures_are_those_of_detectron2(folders, data, capsys):
     assert content["weights"] == str(folder / "model_final.pth")
     assert f"| boxes | {expected['bbox']['AP']:.1f}" in " ".join(printed.split())
     assert all(name in printed for name in names.values())
-    assert "Average Precision" not in printed, "COCO's own table is printed, too"
 
 
 def test_yacs_config_and_weights(data, tmp_path):
@@ -104,22 +101,17 @@ def test_yacs_config_and_weights(data, tmp_path):
     cfg.DATASETS.TEST = (DATA,)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 500, 300
-    for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD):
-        head.NUM_CONV, head.CONV_DIM = 1, 16
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
     (tmp_path / "config.yaml").write_text(cfg.dump())
     torch.manual_seed(0)
     model = build_model(cfg)
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
     named = ("--config-file", tmp_path / "config.yaml", "--weights", tmp_path / "weights.pth")
     assert run("eval", *named, "--device", "cpu") == 0
-    found = read(tmp_path / "inference" / "evaluation.json")
+    figures = read(tmp_path / "inference" / "evaluation.json")["figures"]
     loader, evaluator = build_detection_test_loader(cfg, DATA), COCOEvaluator(DATA, use_fast_impl=False)
     expected = inference_on_dataset(model, loader, evaluator)
-    assert found["weights"] == str(tmp_path / "weights.pth")
-    for task in ("bbox", "segm"):
-        assert found["figures"][task]["AP50"] == pytest.approx(expected[task]["AP50"])
-    assert expected["bbox"]["AP50"] > 0
+    assert figures["bbox"]["AP50"] == pytest.approx(expected["bbox"]["AP50"]) != 0
+    assert figures["segm"]["AP50"] == pytest.approx(expected["segm"]["AP50"])
 
 
 def test_two_folders_side_by_side_with_an_override(folders, tmp_path, capsys):
@@ -143,25 +135,24 @@ def test_another_data_set(folders, data, tmp_path, capsys):
     for annotation in content["annotations"]:
         del annotation["segmentation"]
     path.write_text(json.dumps(content))
-    assert run("eval", folders[0], "--dataset", f"{path}:{data[1]}", "--device", "cpu") == 0
-    found = read(folders[0] / "inference_my_test" / "evaluation.json")
-    assert found["num_images"] == 4 and found["figures"].keys() == {"bbox"} and found["dataset"] == str(path)
-    truth = COCO(str(path))
-    predictions = read(folders[0] / "inference_my_test" / "coco_instances_results.json")
-    expected = COCOeval(truth, truth.loadRes(predictions), "bbox")
+    arguments = ("eval", folders[0], "--dataset", f"{path}:{data[1]}", "--device", "cpu")
+    assert run(*arguments) == 0
+    output = folders[0] / "inference_my_test"
+    found, truth = read(output / "evaluation.json"), COCO(path)
+    expected = COCOeval(truth, truth.loadRes(str(output / "coco_instances_results.json")), "bbox")
     expected.evaluate()
     expected.accumulate()
     expected.summarize()
+    assert (found["num_images"], found["dataset"], list(found["figures"])) == (4, str(path), ["bbox"])
     assert found["figures"]["bbox"]["AP50"] == pytest.approx(100 * expected.stats[1]) != 0
     assert sum(found["objects"].values()) == len(content["annotations"])
 
     content["categories"][0]["name"] = "hexagon"
     path.write_text(json.dumps(content))
     capsys.readouterr()
-    arguments = ("--dataset", f"{path}:{data[1]}", "--device", "cpu", "--output", tmp_path / "out")
-    assert run("eval", folders[0], *arguments) == 1
-    captured = capsys.readouterr()
-    assert "hexagon" in captured.out + captured.err and "circle" in captured.out + captured.err
+    assert run(*arguments, "--output", tmp_path / "out") == 1
+    printed = "".join(capsys.readouterr())
+    assert "hexagon" in printed and "circle" in printed
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
@@ -204,10 +195,7 @@ def test_wrong_commands(arguments, code, part, capsys):
     assert part in capsys.readouterr().err
 
 
-def test_plot(folders, tmp_path, monkeypatch, capsys):
+def test_plot(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run("plot", folders[0]) == 0
-    assert (folders[0] / "plot.png").stat().st_size > 10_000
-    assert "total_loss, AP, boxes, AP, masks, learning rate" in capsys.readouterr().out
-    assert run("plot", *folders) == 0
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert run("plot", folders[0]) == run("plot", *folders) == 0
+    assert (folders[0] / "plot.png").stat().st_size > 10_000 and (tmp_path / "plot.png").stat().st_size > 10_000

@@ -1,19 +1,14 @@
 """`lift-det export`, as a user starts it."""
 
-import importlib.util
-
 import cv2
 import numpy as np
 import pytest
-import timm
 import torch
 
 from lift_det import LiFT, cli
 from lift_det.modeling import save_lift
-from tests.engine.tiny_detector import write_output_folder
 
 onnxruntime = pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +19,6 @@ def lift(tmp_path_factory):
     torch.nn.init.normal_(network.outc.weight)
     save_lift(network, path, {"layer": "1", "facet": "key", "final_norm": "false"})
     return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_output_folder(tmp_path_factory.mktemp("detector") / "output")
 
 
 def run(*arguments):
@@ -45,32 +35,30 @@ def test_lift_as_onnx(lift, tmp_path, capsys):
     assert lifted.shape == (1, 192, 6, 10)
 
 
-def test_features_are_those_the_lift_was_trained_on(lift, tmp_path):
+def test_features_are_those_the_lift_was_trained_on(lift, vit_file, tmp_path):
     """The keys of block 1, as its file says; later blocks are not in the program."""
-    torch.manual_seed(0)
-    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.pth")
     path = tmp_path / "features.pt2"
-    command = ["features", "--backbone", tmp_path / "vit.pth", "--architecture", "vit_tiny_patch16_224"]
+    command = ["features", "--backbone", vit_file, "--architecture", "vit_tiny_patch16_224"]
     assert run(*command, "--lift", lift, "--upsample", 2, "--output", path, "--fixed", "--size", 32, 48) == 0
     program = torch.export.load(path)
     assert program.module()(torch.zeros(1, 3, 32, 48)).shape == (1, 192, 8, 12)
     assert sum("scaled_dot_product_attention" in str(node.target) for node in program.graph.nodes) == 1
 
 
-def test_backbone_of_an_output_folder_is_for_its_square(folder, tmp_path, capsys):
+def test_backbone_of_an_output_folder_is_for_its_square(detector_folder, tmp_path, capsys):
     path = tmp_path / "backbone.pt2"
-    assert run("backbone", "--from", folder, "--output", path) == 0
+    assert run("backbone", "--from", detector_folder, "--output", path) == 0
     assert "64×64" in capsys.readouterr().out
     levels = torch.export.load(path).module()(torch.zeros(1, 3, 64, 64))
     assert list(levels) == ["p2", "p3", "p4", "p5"] and levels["p2"].shape[-2:] == (16, 16)
-    assert run("backbone", "--from", folder, "--output", path, "--dynamic") == 1
+    assert run("backbone", "--from", detector_folder, "--output", path, "--dynamic") == 1
     assert "square_pad=64" in capsys.readouterr().err
 
 
-def test_detector(folder, tmp_path, capsys):
+def test_detector(detector_folder, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8))
     path = tmp_path / "detector.onnx"
-    command = ["detector", "--from", folder, "--images", tmp_path / "a.png", "--output"]
+    command = ["detector", "--from", detector_folder, "--images", tmp_path / "a.png", "--output"]
     assert run(*command, path) == 0
     session = onnxruntime.InferenceSession(path)
     assert [output.name for output in session.get_outputs()] == ["boxes", "scores", "classes", "masks"]
@@ -78,7 +66,7 @@ def test_detector(folder, tmp_path, capsys):
     assert run(*command, tmp_path / "d.pt2") == 2
     assert run(*command, tmp_path / "d.onnx", "model.backbone.square_pad=0") == 2
     assert "--size" in capsys.readouterr().err
-    assert run("detector", "--from", folder, "--images", tmp_path / "b.png", "--output", path) == 1
+    assert run("detector", "--from", detector_folder, "--images", tmp_path / "b.png", "--output", path) == 1
     assert "b.png" in capsys.readouterr().err
 
 
@@ -95,10 +83,3 @@ def test_wrong_commands(lift, tmp_path, monkeypatch, capsys, options, code, part
     monkeypatch.chdir(tmp_path)
     assert run("lift", "--lift", lift, *options) == code
     assert part in capsys.readouterr().err and list(tmp_path.iterdir()) == []
-
-
-def test_onnx_without_its_packages(lift, tmp_path, monkeypatch, capsys):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find_spec(name))
-    assert run("lift", "--lift", lift, "--output", tmp_path / "lift.onnx") == 1
-    assert "lift_det[export]" in capsys.readouterr().err

@@ -3,29 +3,21 @@
 import cv2
 import numpy as np
 import pytest
-import timm
 import torch
-from detectron2.config import LazyConfig
 
-from lift_det import FeatureExtractor, model_zoo
+from lift_det import FeatureExtractor
 from lift_det.cli import main
-from lift_det.engine.trained_model import build_without_weights
 from lift_det.modeling import LiFT, find_vit, save_lift
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    """A folder with a small ViT's file and two LiFTs for its features."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("weights")
-    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), folder / "vit.pth")
-    net = find_vit(str(folder / "vit.pth"), "vit_tiny_patch16_224").build()
+def vit(vit_file):
+    """A folder with a ViT's weights and two LiFTs for its features."""
+    net = find_vit(str(vit_file), "vit_tiny_patch16_224").build()
     for facet in ("token", "key"):
         spec = FeatureExtractor(net, facet=facet).feature_spec()
-        save_lift(LiFT(192, 16), folder / f"{facet}.safetensors", spec.to_metadata())
-    return folder
+        save_lift(LiFT(192, 16), vit_file.parent / f"{facet}.safetensors", spec.to_metadata())
+    return vit_file.parent
 
 
 @pytest.fixture
@@ -58,21 +50,16 @@ def test_files_that_cannot_be_read_are_listed(vit, photo, tmp_path, capsys):
 
 
 def test_layer_and_facet(vit, photo, tmp_path):
-    assert (
-        run(photo, "--facet", "key", "--layer", "0", "--upsample", "2", "--size", "96", "--output", tmp_path, vit=vit)
-        == 0
-    )
-    with np.load(tmp_path / "photo.npz") as arrays:
-        assert set(arrays) == {"vit", "bilinear", "true", "image", "original_size"}
-        assert arrays["true"].shape == (192, 4, 8) and arrays["vit"].shape == (192, 1, 2)
-        keys = arrays["true"]
-    # by default those of the LiFT
-    assert (
-        run(photo, "--lift", vit / "key.safetensors", "--layer", "11", "--size", "96", "--output", tmp_path, vit=vit)
-        == 0
-    )
-    with np.load(tmp_path / "photo.npz") as arrays:
-        assert arrays["lift"].shape == keys.shape and not np.allclose(arrays["true"], keys)
+    def maps(*arguments):
+        assert run(photo, *arguments, "--size", "96", "--output", tmp_path, vit=vit) == 0
+        with np.load(tmp_path / "photo.npz") as arrays:
+            return dict(arrays)
+
+    first = maps("--facet", "key", "--layer", "0", "--upsample", "2")
+    assert set(first) == {"vit", "bilinear", "true", "image", "original_size"}
+    assert first["true"].shape == (192, 4, 8) and first["vit"].shape == (192, 1, 2)
+    last = maps("--lift", vit / "key.safetensors", "--layer", "11")  # by default those of the LiFT
+    assert last["lift"].shape == first["true"].shape and not np.allclose(last["true"], first["true"])
     assert run(photo, "--lift", vit / "key.safetensors", "--layer", "0", "--output", tmp_path, vit=vit) == 1
 
 
@@ -93,13 +80,10 @@ def test_an_image_is_not_overwritten(vit, photo, capsys):
     assert photo.read_bytes() == before and list(photo.parent.iterdir()) == [photo]
 
 
-def test_of_a_trained_detector(photo, tmp_path):
-    cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.py")
-    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
-    torch.save({"model": build_without_weights(cfg).state_dict()}, tmp_path / "model_final.pth")
-    assert run(photo, "--from", tmp_path, "--size", "64", "--output", tmp_path / "out") == 0
+def test_of_a_trained_detector(photo, detector_folder, tmp_path):
+    assert run(photo, "--from", detector_folder, "--size", "64", "--output", tmp_path / "out") == 0
     with np.load(tmp_path / "out" / "photo.npz") as arrays:
-        assert arrays["lift"].shape == arrays["true"].shape == (128, 6, 10)
+        assert arrays["lift"].shape == arrays["true"].shape == (32, 6, 10)
 
 
 @pytest.mark.parametrize(

@@ -3,28 +3,20 @@
 import json
 
 import pytest
-import timm
-import torch
 
 from lift_det import load_lift
 from lift_det.cli import main
 from lift_det.data import write_synthetic_coco
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with weights.pth of a small ViT and 40 images."""
-    root = tmp_path_factory.mktemp("pretrain")
-    write_synthetic_coco(root, num_train=40, num_val=2)
-    torch.manual_seed(0)
-    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), root / "weights.pth")
-    return root
+def images(tmp_path_factory):
+    """Forty images."""
+    return write_synthetic_coco(tmp_path_factory.mktemp("pretrain"), num_train=40, num_val=2) / "train"
 
 
-def test_trains_prints_its_table_and_resumes(folder, tmp_path, capsys):
-    command = ["pretrain", "--images", folder / "synthetic" / "train", "--backbone", folder / "weights.pth"]
+def test_trains_prints_its_table_and_resumes(images, vit_file, tmp_path, capsys):
+    command = ["pretrain", "--images", images, "--backbone", vit_file]
     command += ["--architecture", "vit_tiny_patch16_224", "--device", "cpu", "--output", tmp_path / "out"]
     command += ["--image-size", 64, "--facet", "key", "--layer", 2, "--batch-size", 2]
     assert main([str(argument) for argument in (*command, "--iterations", 3)]) == 0
@@ -46,18 +38,28 @@ def test_trains_prints_its_table_and_resumes(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("images", "backbone", "options", "part"),
+    ("backbone", "options", "part"),
     [
-        ("synthetic/train", "vit_smal_patch14", [], "vit_smal_patch14"),
-        ("synthetic/train", "weights.pth", [], "--architecture"),
-        ("synthetic/train", "vit_tiny_patch16_224", ["--image-size", "100"], "multiple of 64"),
-        ("none", "weights.pth", ["--architecture", "vit_tiny_patch16_224"], "none"),
-        ("synthetic/train", "resnet50", [], "resnet50"),
-        ("synthetic/train", "nowhere/weights.pth", [], "nowhere/weights.pth"),
+        ("vit_smal_patch14", [], "vit_smal_patch14"),
+        ("vit.pth", [], "--architecture"),
+        ("vit_tiny_patch16_224", ["--image-size", "100"], " 64"),
+        ("vit.pth", ["--architecture", "vit_tiny_patch16_224", "--images", "none"], "none"),
+        ("resnet50", [], "resnet50"),
+        ("nowhere/vit.pth", [], "nowhere/vit.pth"),
     ],
 )
-def test_explains_what_is_wrong(folder, tmp_path, monkeypatch, capsys, images, backbone, options, part):
-    monkeypatch.chdir(folder)
-    command = ["pretrain", "--images", images, "--backbone", backbone, "--output", str(tmp_path), "--device", "cpu"]
+def test_wrong_commands(images, vit_file, tmp_path, monkeypatch, capsys, backbone, options, part):
+    monkeypatch.chdir(vit_file.parent)
+    command = [
+        "pretrain",
+        "--images",
+        str(images),
+        "--backbone",
+        backbone,
+        "--output",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     assert main([*command, *options]) == 1
     assert part in capsys.readouterr().err

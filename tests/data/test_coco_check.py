@@ -1,4 +1,4 @@
-"""Every planted fault is found with its id, and the rest of the data set can be trained on."""
+"""The check finds every planted fault, and the rest of the dataset can be used for training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SQUARE = [10, 10, 30, 10, 30, 25, 10, 25]
 
 
 class Planted:
-    """A data set on disk with 12 images of two good squares each."""
+    """A dataset on disk, with 12 images and two valid squares in each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Planted:
         self.images.append({"id": id_, "file_name": f"{id_}.jpg", "width": WIDTH, "height": HEIGHT, **changes})
 
     def add(self, image_id: int, **changes: Any) -> int:
-        """Adds a good annotation with changes and returns its id."""
+        """Adds a valid annotation with changes and returns its id."""
         id_ = changes.get("id", len(self.annotations) + 1001)
         good = {"bbox": [10, 10, 20, 15], "segmentation": [SQUARE], "area": 300.0, "iscrowd": 0}
         self.annotations.append({"id": id_, "image_id": image_id, "category_id": 5, **good, **changes})
@@ -64,7 +64,7 @@ def planted(tmp_path: Path) -> Planted:
 
 
 def train_on(check: CocoCheck, folder: Path) -> int:
-    """Passes what is left through pycocotools and detectron2's mapper; returns the number of training objects."""
+    """Loads the cleaned annotations with pycocotools and detectron2's mapper; returns the number of objects."""
     path = write_own_coco(check, folder / "cleaned")
     coco = COCO(path)
     assert len(coco.imgs) == check.num_images and len(coco.anns) == check.num_annotations
@@ -88,38 +88,24 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
-def runs_of(mask: np.ndarray) -> list[int]:
-    """The counts of the uncompressed RLE."""
-    pixels = np.concatenate([[0], mask.flatten(order="F").astype(int), [2]])
-    return np.diff(np.flatnonzero(np.diff(pixels)), prepend=0).tolist()
-
-
-def square_mask() -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[10:25, 10:30] = True
-    return mask
-
-
+SQUARE_RLE = rle(np.pad(np.ones((15, 20)), ((10, 15), (10, 30))))
+SQUARE_RUNS = {"size": [HEIGHT, WIDTH], "counts": [410, *[15, 25] * 19, 15, 1215]}
 SKIPPED = [
     dict(bbox=[10, 10, 0, 15]),
-    dict(bbox=[10, 10, 20, -4]),
     dict(bbox=[70, 10, 20, 15]),
     dict(bbox=[10, 10, 20]),
     dict(bbox=[10, 10, float("nan"), 15]),
     dict(bbox=[10, 10, 10**400, 15]),
     dict(bbox=["10", 10, 20, 15]),
-    dict(bbox="10 10 20 15"),
     dict(bbox=[40, 30, 10, 8]),
-    dict(bbox=[40, 30, 10, 8], segmentation=rle(square_mask())),
+    dict(bbox=[40, 30, 10, 8], segmentation=SQUARE_RLE),
     dict(bbox=[], segmentation=[[1, 1, 2]]),
     dict(segmentation=[]),
-    dict(segmentation=None),
     dict(segmentation="here"),
     dict(segmentation=SQUARE),
     dict(segmentation=[[10, 10, 30, 25]]),
-    dict(segmentation=[SQUARE[:-1]]),
     dict(segmentation=[[10, 10, None, 10, 30, 25]]),
-    dict(segmentation=[[10, 10, 20, 10, 30, 10, 15, 10]]),
+    dict(segmentation=[[10, 10, 30, 10, 30, 25, 30, 10]]),
     dict(segmentation=[[70, 10, 80, 10, 80, 25]]),
     dict(segmentation=[[10, 10, 1e9, 10, 30, 25]]),  # pycocotools crashes on it
     dict(segmentation=[[10, 10, 10**30, 10, 30, 25]]),
@@ -130,10 +116,9 @@ SKIPPED = [
     dict(segmentation={"size": [HEIGHT, WIDTH], "counts": [2**64, WIDTH * HEIGHT]}),
     dict(segmentation={"size": [HEIGHT, WIDTH], "counts": "~~~"}),
     dict(segmentation={"size": [HEIGHT, WIDTH], "counts": "\ud800"}),
-    dict(segmentation={"size": [HEIGHT, WIDTH], "counts": rle(square_mask())["counts"][:-1]}),
+    dict(segmentation={"size": [HEIGHT, WIDTH], "counts": SQUARE_RLE["counts"][:-1]}),
     dict(segmentation={"counts": [1, 2]}),
     dict(image_id=4711),
-    dict(image_id=None),
     dict(image_id=[1]),
     dict(category_id=77),
     dict(category_id="5"),
@@ -145,13 +130,13 @@ NOTED = [
     (dict(bbox=[10, 10, 55, 15], segmentation=[[10, 10, 60, 10, 60, 25, 10, 25]]), dict(bbox=[10, 10, 50, 15])),
     (dict(bbox=[-5, 10, 20, 45], segmentation=[[0, 10, 15, 10, 15, 40, 0, 40]]), dict(bbox=[0, 10, 15, 30])),
     (dict(bbox=None), dict(bbox=[10, 10, 20, 15])),
-    (dict(bbox=[], segmentation=rle(square_mask())), dict(bbox=[10, 10, 20, 15])),
+    (dict(bbox=[], segmentation=SQUARE_RLE), dict(bbox=[10, 10, 20, 15])),
     (dict(segmentation=[[1, 1, 2, 2], SQUARE, [70, 10, 80, 10, 80, 25]]), dict(segmentation=[SQUARE])),
     (dict(segmentation=[[10, 10, 30, 25, 30, 10, 10, 25]]), {}),
     (dict(bbox=[5, 5, 50, 30]), {}),
     (dict(area=None), dict(area=300)),
     (dict(area=0), dict(area=300)),
-    (dict(area=-1, segmentation={"size": [HEIGHT, WIDTH], "counts": runs_of(square_mask())}), dict(area=300)),
+    (dict(area=-1, segmentation=SQUARE_RUNS), dict(area=300)),
     (dict(area=float("nan")), dict(area=300)),
     (dict(iscrowd=None), dict(iscrowd=0)),
     (dict(id=0), {}),
@@ -159,12 +144,12 @@ NOTED = [
 # Within the tolerance, of another type, or a polygon that only touches itself: not reported.
 GOOD = [
     dict(bbox=[40, 10, 20.9, 15], segmentation=[[40, 10, 60.9, 10, 60.9, 25, 40, 25]]),
-    dict(iscrowd=True, segmentation=rle(square_mask())),
+    dict(iscrowd=True, segmentation=SQUARE_RLE),
     dict(segmentation=[[10, 10, 30, 10, 30, 25, 20, 10, 10, 25]]),
 ]
 
 
-def test_a_good_set_has_no_findings(planted: Planted, tmp_path: Path) -> None:
+def test_a_valid_dataset_has_no_findings(planted: Planted, tmp_path: Path) -> None:
     check = planted.check(thing_classes=CLASSES)
     assert check.findings == [] and check.masks == "polygon"
     assert (check.num_images, check.num_annotations, check.num_annotated_images) == (12, 24, 12)
@@ -174,7 +159,7 @@ def test_a_good_set_has_no_findings(planted: Planted, tmp_path: Path) -> None:
     assert train_on(check, tmp_path) > 20
 
 
-def test_faults_of_annotations_are_named_and_the_rest_trains(planted: Planted, tmp_path: Path) -> None:
+def test_faults_of_annotations(planted: Planted, tmp_path: Path) -> None:
     image_ids = iter(range(1, 1000))
     skipped = [planted.add(**{"image_id": next(image_ids) % 12 + 1, **changes}) for changes in SKIPPED]
     noted = {planted.add(next(image_ids) % 12 + 1, **changes): fixed for changes, fixed in NOTED}
@@ -208,7 +193,15 @@ def test_faults_of_annotations_are_named_and_the_rest_trains(planted: Planted, t
     assert len((tmp_path / "all.txt").read_text().splitlines()) == len(check.findings)
 
 
-def test_faults_of_images_are_named(planted: Planted, tmp_path: Path) -> None:
+def test_all_faults_of_an_annotation_are_reported(planted: Planted) -> None:
+    faults = {"category_id": 77, "iscrowd": "0", "bbox": [10, 10, 0, 15], "segmentation": [[1, 1, 2]], "ignore": 1}
+    ids = planted.add(1, **faults), planted.add(4711, category_id=77)
+    skipped = planted.check().skipped
+    assert [f.annotation_id for f in skipped] == [ids[0]] * 5 + [ids[1]] * 2
+    assert len({f.kind for f in skipped}) == 6
+
+
+def test_faults_of_images(planted: Planted, tmp_path: Path) -> None:
     skipped = {
         20: dict(file_name="gone.jpg"),
         21: {},  # incomplete
@@ -216,7 +209,7 @@ def test_faults_of_images_are_named(planted: Planted, tmp_path: Path) -> None:
         23: dict(width=WIDTH + 1),
         24: dict(exif=6),
         25: dict(file_name=None),
-        26: dict(file_name=""),
+        26: dict(file_name="\ud800"),  # cannot be printed
     }
     noted = {
         30: dict(width=None),
@@ -239,6 +232,7 @@ def test_faults_of_images_are_named(planted: Planted, tmp_path: Path) -> None:
     expected = {("skipped", id_) for id_ in [*skipped, 1]} | {("noted", id_) for id_ in noted} | {("error", 2)}
     assert found == expected
     assert all(f"image {finding.image_id}" in finding.text for finding in check.findings)
+    check.write_findings(tmp_path / "all.txt")
     assert {f.image_id for f in check.skipped if f.annotation_id is not None} == {*skipped, 35}
     assert {image["id"]: (image["width"], image["height"]) for image in check.cleaned["images"]}[30] == (WIDTH, HEIGHT)
     assert {image["id"] for image in check.cleaned["images"]} == {*range(1, 13), *noted, 40}
@@ -246,7 +240,7 @@ def test_faults_of_images_are_named(planted: Planted, tmp_path: Path) -> None:
 
 def test_images_are_opened_only_if_requested_or_needed(planted: Planted, tmp_path: Path) -> None:
     planted.images[0]["width"] = WIDTH + 1
-    del planted.images[1]["height"]
+    planted.images[1]["height"] = 10**30
     (tmp_path / "images/3.jpg").write_text("no image")
     (tmp_path / "images/4.jpg").unlink()
     assert {f.image_id for f in planted.check(read_images=False).findings if f.annotation_id is None} == {2, 4}
@@ -350,22 +344,21 @@ def test_folders_without_the_images(planted: Planted, tmp_path: Path) -> None:
         check_coco(tmp_path / "set.json", tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"12 images.*1\.jpg"):
         check_coco(tmp_path / "set.json", tmp_path)
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "images").rename(tmp_path / "deep/images")
+    (tmp_path / "link").symlink_to(tmp_path / "deep/er")
+    assert check_coco(tmp_path / "set.json", f"{tmp_path}/link/../images").num_images == 12
 
 
-def test_rle_is_read_as_pycocotools_writes_it(planted: Planted) -> None:
+def test_rle_of_pycocotools_is_valid(planted: Planted) -> None:
     rng = np.random.default_rng(0)
     planted.annotations.clear()
+    areas = []
     for _ in range(200):
         mask = rng.random((HEIGHT, WIDTH)) < rng.choice([0.01, 0.5, 0.99])
-        mask[10:20, 10:20] = True
+        areas.append(mask.sum())
         planted.add(1, segmentation=rle(mask), bbox=None, area=None)
-        planted.add(
-            1, segmentation={"size": [HEIGHT, WIDTH], "counts": runs_of(mask)}, bbox=None, area=float(mask.sum())
-        )
-    check = planted.check()
-    assert check.skipped == [] and check.errors == []
-    areas = [annotation["area"] for annotation in check.cleaned["annotations"]]
-    assert len(areas) == 400 and areas[::2] == areas[1::2]
+    assert [annotation["area"] for annotation in planted.check().cleaned["annotations"]] == areas
 
 
 @pytest.mark.parametrize(("split", "num_crossing"), [("train", 2), ("val", 5)])

@@ -1,4 +1,4 @@
-"""Errors of data sets name the cause."""
+"""Registered datasets are loaded, and errors name the cause."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lift_det.data import DatasetError, get_dataset_dicts, register_coco_subset,
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A synthetic set that is registered as 'shapes_train'; the catalogs are restored afterwards."""
+    """A synthetic dataset, registered as 'shapes_train'; restores the catalogs."""
     before = set(DatasetCatalog.keys())
     folder = write_synthetic_coco(tmp_path, num_train=4, num_val=1, image_size=64)
     register_coco_instances("shapes_train", {}, str(annotations(folder)), str(folder / "train"))

@@ -1,4 +1,4 @@
-"""The mapper returns what detectron2's returns, and its errors name the image."""
+"""The mapper returns the same as detectron2's, and its errors name the image."""
 
 from __future__ import annotations
 

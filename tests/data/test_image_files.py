@@ -1,4 +1,4 @@
-"""Files, folders and patterns of a command line."""
+"""Files that command-line arguments refer to."""
 
 from __future__ import annotations
 

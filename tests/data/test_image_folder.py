@@ -1,4 +1,4 @@
-"""Unlabeled images: what is found, how it is augmented, the order of samples, and broken files."""
+"""Image folders: search, augmentation, order of samples, and broken files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_image(path: Path, pixels: np.ndarray | None = None) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Seven images at several depths, of which a/broken.jpg and z.png cannot be read."""
+    """Seven images in several folders, of which a/broken.jpg and z.png cannot be read."""
     for name in READABLE:
         write_image(tmp_path / name)
     (tmp_path / "a" / "broken.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:300])
@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def textured(tmp_path: Path) -> Path:
-    """Five images in which every crop differs, and a broken one between them."""
+    """Five images of noise and a broken one."""
     for number in range(5):
         write_image(tmp_path / f"{number}.png", np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8))
     (tmp_path / "2b.png").write_bytes(b"broken")
@@ -76,16 +76,9 @@ def test_random_resized_crops_and_flips(tmp_path: Path) -> None:
     assert 60 <= (widths < 0).sum() <= 140 and (heights > 0).all()
     shares = widths.abs() * heights / 64**2
     assert 0.2 < shares.min() < 0.35 and 0.85 < shares.max() < 1.1
-    middles = torch.stack([image[:2].mean(dim=(1, 2)) for image in images])
-    assert (middles.std(dim=0) > 5).all() and (middles.mean(dim=0) - 31.5).abs().max() < 3
-
-
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_whole_images_and_certain_flips(tmp_path: Path, flip: float) -> None:
-    write_image(tmp_path / "image.png", ramp(64, 64))
-    plain = torch.from_numpy(ramp(64, 64)).permute(2, 0, 1)
-    for image in samples(ImageFolder(tmp_path, 64, crop_scale=(1, 1), crop_ratio=(1, 1), flip=flip), 4):
-        assert torch.equal(image, plain.flip(2) if flip else plain)
+    options = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "flip": 1.0}
+    flipped = torch.from_numpy(ramp(64, 64)[:, ::-1].copy()).permute(2, 0, 1)
+    assert torch.equal(ImageFolder(tmp_path, 64, **options)[0]["image"], flipped)
 
 
 def test_square_and_center_crops_keep_the_resolution(tmp_path: Path) -> None:
@@ -113,12 +106,10 @@ def test_colors_change_as_configured(tmp_path: Path) -> None:
     factors = colors(40, brightness=0.2) / color
     assert 0.78 < factors.min() < 0.9 and 1.1 < factors.max() < 1.21
     assert (factors.amax(1) - factors.amin(1)).max() < 0.02
-    all_four = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.2}
-    assert len(colors(40, **all_four).unique(dim=0)) > 35
-    assert 10 <= (colors(100, **all_four, probability=0.3) != color).any(1).sum() <= 50
+    assert 10 <= (colors(100, hue=0.2, saturation=0.2, probability=0.3) != color).any(1).sum() <= 50
 
 
-def test_one_of_several_sizes_for_each_batch(root: Path) -> None:
+def test_each_batch_has_one_of_several_sizes(root: Path) -> None:
     sizes = []
     for batch in itertools.islice(build_image_folder_loader(ImageFolder(root, [16, 24, 32]), 4, seed=0), 30):
         assert len({item["image"].shape for item in batch}) == 1
@@ -126,7 +117,7 @@ def test_one_of_several_sizes_for_each_batch(root: Path) -> None:
     assert min(Counter(sizes)[size] for size in (16, 24, 32)) >= 3 and len(set(sizes[:9])) > 1
 
 
-def test_a_number_of_views(textured: Path) -> None:
+def test_views(textured: Path) -> None:
     dataset = ImageFolder(textured, 16, views=2)
     seen: dict[tuple[int, int], list[torch.Tensor]] = {}
     for n in range(6 * 6):  # six epochs
@@ -140,7 +131,7 @@ def test_a_number_of_views(textured: Path) -> None:
 
 
 def stream(root: Path, batches: int, start: int | None = None, **options: int) -> list[list[tuple[str, bytes]]]:
-    """The first batches of a loader as a trainer at iteration ``start`` gets them; None: outside a trainer."""
+    """The first batches of a loader for a trainer at iteration ``start``, or without a trainer."""
     dataset = ImageFolder(root, [8, 12], color_jitter={"brightness": 0.3, "hue": 0.1, "probability": 0.5})
     loader = build_image_folder_loader(dataset, **{"total_batch_size": 4, "seed": 0, **options})
     with contextlib.nullcontext() if start is None else EventStorage(start):
@@ -148,7 +139,7 @@ def stream(root: Path, batches: int, start: int | None = None, **options: int) -
     return [[(item["file_name"], item["image"].numpy().tobytes()) for item in batch] for batch in result]
 
 
-def test_the_stream_is_the_same_with_any_workers_and_from_any_start(textured: Path) -> None:
+def test_workers_and_interruptions_do_not_change_the_stream(textured: Path) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     whole = stream(textured, 9)
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
@@ -159,7 +150,7 @@ def test_the_stream_is_the_same_with_any_workers_and_from_any_start(textured: Pa
     assert stream(textured, 9, seed=1) != whole
 
 
-def test_the_parts_of_the_processes_are_the_batch(textured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_batches(textured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = stream(textured, 5)
     monkeypatch.setattr("lift_det.data.image_folder.get_world_size", lambda: 2)
     halves = []
@@ -209,6 +200,7 @@ def test_holdout_splits_the_images(root: Path) -> None:
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
         ({"crop_scale": (0.5, 1.5)}, "crop_scale"),
         ({"crop_ratio": (2.0, 1.0)}, "crop_ratio"),
+        ({"flip": 50}, "flip"),
         ({"color_jitter": {"hue": 0.6}}, "hue"),
         ({"views": -1}, "views"),
         ({"image_size": []}, "image_size"),

@@ -1,4 +1,4 @@
-"""Videos are read as they were written, and broken ones are reported."""
+"""Reading and writing of videos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lift_det.data.video import VideoReader, VideoWriter
 
 
 def frame(number: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Red grows with the number; the top is blue."""
+    """A frame with a shade of red that depends on the number, and a blue top."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = number * 10
     image[: height // 2, :, 2] = 200

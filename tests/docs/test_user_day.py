@@ -35,7 +35,7 @@ SHORTER = {
 
 
 def write_inputs(folder: Path) -> None:
-    """A data set, photographs, a video, and random weights in the cache of Hugging Face's hub."""
+    """A dataset, photographs, a video, and random weights in the cache of Hugging Face's hub."""
     (folder / "tools").symlink_to(ROOT / "tools")
     drawn = write_synthetic_coco(folder / "output/quickstart/datasets", num_train=1, num_val=24)
     shutil.copytree(drawn / "val", folder / "photos")

@@ -7,30 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lift_det.checkpoint import CheckpointError, read_state_dict
+from lift_det.checkpoint import CheckpointError
 from lift_det.engine import Checkpointer
-from lift_det.files import write_atomically
-
-
-class Counter:
-    def __init__(self, count=0):
-        self.count = count
-
-    def state_dict(self):
-        return {"count": self.count}
-
-    def load_state_dict(self, state):
-        self.count = state["count"]
-
-
-def test_resumes_from_what_it_saved(tmp_path):
-    model = nn.Linear(2, 3)
-    Checkpointer(model, str(tmp_path), counter=Counter(7)).save("model_0000007", iteration=7)
-    other, counter = nn.Linear(2, 3), Counter()
-    checkpointer = Checkpointer(other, str(tmp_path), counter=counter)
-    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000007.pth")
-    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 7
-    assert torch.equal(model.weight, other.weight) and counter.count == 7
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])
@@ -39,11 +17,9 @@ def test_files_cannot_run_code(suffix, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    data = {"model": {"weight": np.zeros((3, 2), np.float32), "evil": Evil()}, "__author__": "someone"}
+    data = {"model": {"weight": np.zeros((3, 2), np.float32), "evil": Evil()}}
     path = tmp_path / f"file.{suffix}"
-    path.write_bytes(pickle.dumps(data))
-    if suffix == "pth":
-        torch.save(data, path)
+    torch.save(data, path) if suffix == "pth" else path.write_bytes(pickle.dumps(data))
     with pytest.raises((CheckpointError, pickle.UnpicklingError)):
         Checkpointer(nn.Linear(2, 3)).load(str(path))
     assert not (tmp_path / "ran").exists()
@@ -72,29 +48,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(OSError, match=r"model_0000002.pth' could not be written.*model_0000001.pth'"):
+        with pytest.raises(OSError, match="model_0000002.pth.*model_0000001.pth"):
             checkpointer.save("model_0000002")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
     assert torch.equal(torch.load(checkpointer.get_checkpoint_file())["model"]["weight"], before)
-
-
-def test_permissions_are_those_of_an_ordinary_file(tmp_path):
-    write_atomically(tmp_path / "atomic", lambda file: file.write(b"x"))
-    (tmp_path / "ordinary").write_bytes(b"x")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: s,
-        lambda s: {"model": s},
-        lambda s: {"epoch": 1, "state_dict": {"model": s}},
-        lambda s: {"best": torch.ones(1), "state_dict": s, "rng": torch.ones(3)},
-    ],
-)
-def test_wrappings_are_removed(tmp_path, wrap):
-    torch.save(wrap({"a": torch.ones(2)}), tmp_path / "x.pth")
-    assert read_state_dict(tmp_path / "x.pth")[0].keys() == {"a"}
+    (tmp_path / "ordinary").touch()  # the checkpoint has the same permissions
+    assert (tmp_path / "model_0000001.pth").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

@@ -5,11 +5,11 @@ import pytest
 from lift_det.engine import launch
 
 
-@pytest.mark.parametrize("counts", [(2,), (1, 2), (1, 1, 1)])
-def test_torchrun_and_flags_contradict_each_other(counts, monkeypatch):
+def test_torchrun_and_flags_contradict_each_other(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(ValueError, match="--num-gpus"):
-        launch(pytest.fail, *counts)
+    for counts in ((2,), (1, 2), (1, 1, 1)):
+        with pytest.raises(ValueError, match="--num-gpus"):
+            launch(pytest.fail, *counts)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -1,6 +1,5 @@
 """Trainings from the command line: ours, detectron2's own tool, yacs, two processes, a kill."""
 
-import argparse
 import json
 import logging
 import os
@@ -17,20 +16,18 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
-from detectron2.utils.env import seed_all_rng
 from torch.utils._pytree import tree_flatten
 
 from lift_det import LiFTPlus, config, load_lift, save_lift
 from lift_det.data import write_synthetic_coco
-from lift_det.engine import do_train
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ROOT / "tools" / "lazyconfig_train_net.py"
 UPSTREAMS = Path(sysconfig.get_path("purelib")) / "tools" / "lazyconfig_train_net.py"
 if not UPSTREAMS.is_file():  # a detectron2 that was built from source has no tools
     UPSTREAMS = OURS
-DETECTOR = "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
-LIFT = "configs/quick_schedules/lift_synthetic_cpu.py"
+DETECTOR = ROOT / "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.py"
+LIFT = ROOT / "configs/quick_schedules/lift_synthetic_cpu.py"
 # the shipped configs made so small that starting Python takes longer than training
 TINY_DETECTOR = [
     "model.backbone.net.embed_dim=32",
@@ -39,6 +36,7 @@ TINY_DETECTOR = [
     "model.backbone.net.use_rel_pos=True",
     "dataloader.train.total_batch_size=2",
     "train.log_period=1",
+    "model.proposal_generator.post_nms_topk=[50,20]",
     "model.roi_heads.box_predictor.test_score_thresh=0.0",
 ]
 TINY_LIFT = [
@@ -63,25 +61,22 @@ def datasets(tmp_path_factory):
 
 
 @pytest.fixture
-def registered(datasets, request):
-    """The data sets tiny_train and tiny_val for trainings in this process."""
+def in_process(datasets, monkeypatch, one_thread):
+    """For trainings in this process: the datasets tiny_train and tiny_val, and detectron2's loggers as before."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    folder = datasets / "synthetic"
     for split in ("train", "val"):
-        folder = datasets / "synthetic"
-        register_coco_instances(
-            f"tiny_{split}", {}, str(folder / f"annotations/instances_{split}.json"), folder / split
-        )
-        request.addfinalizer(lambda name=f"tiny_{split}": (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
-
-
-@pytest.fixture
-def own_logging():
-    """Undoes detectron2's set-up of the loggers, which would hide them from other tests."""
+        annotations = folder / f"annotations/instances_{split}.json"
+        register_coco_instances(f"tiny_{split}", {}, str(annotations), folder / split)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
     before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
     yield
     for logger, handlers, propagate, level in before:
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"tiny_{split}")
+        MetadataCatalog.remove(f"tiny_{split}")
 
 
 def _start(command, datasets):
@@ -94,7 +89,6 @@ def _run(command, datasets):
     process = _start(command, datasets)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output[-4000:]
-    return output
 
 
 def _run_here(tool, arguments):
@@ -148,8 +142,7 @@ def test_detectron2s_own_tool_trains_and_evaluates_a_shipped_config(datasets, tm
     _assert_started_from(tmp_path / "model_final.pth", lift)
 
 
-@pytest.mark.usefixtures("registered", "own_logging", "one_thread")
-def test_our_tool_evaluates_what_it_saved(tmp_path, capsys):
+def test_our_tool_evaluates_what_it_saved(in_process, tmp_path, capsys):
     options = [*TINY_DETECTOR, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=2"]
     options += ["dataloader.train.dataset.names=tiny_train", "dataloader.test.dataset.names=tiny_val"]
     options += ["train.trainer.accumulate=2", "train.trainer.precision=bfloat16", "train.trainer.ema_decay=0.9"]
@@ -157,23 +150,19 @@ def test_our_tool_evaluates_what_it_saved(tmp_path, capsys):
     _run_here(OURS, ["--config-file", DETECTOR, *options])
     iterations, evaluated = _metrics(tmp_path)
     assert iterations == [0, 1] and {"bbox/AP50", "segm/AP50"} <= set(evaluated)
-    best, averaged = (torch.load(tmp_path / f"model_{name}.pth", weights_only=True) for name in ("best", "ema"))
-    assert best["value"] == evaluated["bbox/AP50"]
-    assert all(torch.equal(value, averaged["model"][name]) for name, value in best["model"].items())
+    best = tmp_path / "model_best.pth"
+    assert torch.load(best, weights_only=True)["value"] == evaluated["bbox/AP50"]
     capsys.readouterr()
-    _run_here(
-        OURS, ["--config-file", DETECTOR, "--eval-only", *options, f"train.init_checkpoint={tmp_path}/model_best.pth"]
-    )
+    _run_here(OURS, ["--config-file", DETECTOR, "--eval-only", *options, f"train.init_checkpoint={best}"])
     printed = [line.split("copypaste: ")[1] for line in capsys.readouterr().out.splitlines() if "copypaste: " in line]
     assert printed[0] == "Task: bbox"
     assert float(printed[2].split(",")[1]) == pytest.approx(evaluated["bbox/AP50"], abs=1e-3)
 
 
-@pytest.mark.usefixtures("registered", "own_logging", "one_thread")
-def test_yacs(tmp_path):
+def test_yacs(in_process, tmp_path):
     lift = _save_lift(tmp_path / "lift.safetensors", width=64)
     options = ["OUTPUT_DIR", tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.MAX_ITER", "2"]
-    options += ["MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "100"]
+    options += ["MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"]
     options += ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
     options += ["MODEL.LIFT.CHECKPOINT", tmp_path / "lift.safetensors"]
     yacs = ROOT / "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml"
@@ -184,17 +173,10 @@ def test_yacs(tmp_path):
     _assert_started_from(tmp_path / "model_final.pth", lift)
 
 
-def test_killed_and_resumed_lift_training_ends_with_the_same_weights(datasets, tmp_path):
+def test_killed_and_resumed_lift_training_ends_with_the_same_weights(in_process, datasets, tmp_path):
     """The same, bit for bit, as that of detectron2's own tool, which was not interrupted."""
-    options = [*TINY_LIFT, "train.max_iter=40", "train.checkpointer.period=7"]
+    command = ["--config-file", LIFT, *TINY_LIFT, "train.max_iter=40", "train.checkpointer.period=7"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    command = ["--config-file", LIFT, *options]
-    _run([UPSTREAMS, *command, f"train.output_dir={whole}", "dataloader.train.num_workers=2"], datasets)
-    _, evaluated = _metrics(whole)
-    assert set(evaluated) == {f"cosine_2x/{name}" for name in ("nearest", "bilinear", "bicubic", "lift")}
-    metadata = load_lift(whole / "lift.safetensors").metadata
-    assert (metadata["steps"], metadata["evaluated_images"]) == ("40", "2")
-
     process = _start([OURS, *command, f"train.output_dir={parts}"], datasets)
     deadline = time.monotonic() + 240
     # killed between two checkpoints
@@ -206,53 +188,43 @@ def test_killed_and_resumed_lift_training_ends_with_the_same_weights(datasets, t
     process.communicate()
     last = int((parts / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
     assert 13 <= last < 39 and not (parts / "model_final.pth").exists()
-    output = _run([OURS, "--resume", *command, f"train.output_dir={parts}"], datasets)
-    assert f"Starting training from iteration {last + 1}" in output
+    _run_here(OURS, ["--resume", *command, f"train.output_dir={parts}"])
+    assert _metrics(parts)[0][last - 39 :] == list(range(last + 1, 40))
+
+    _run_here(UPSTREAMS, [*command, f"train.output_dir={whole}", "dataloader.train.num_workers=2"])
+    assert set(_metrics(whole)[1]) == {f"cosine_2x/{name}" for name in ("nearest", "bilinear", "bicubic", "lift")}
+    metadata = load_lift(whole / "lift.safetensors").metadata
+    assert (metadata["steps"], metadata["evaluated_images"]) == ("40", "2")
     checkpoint, expected = (torch.load(folder / "model_final.pth", weights_only=False) for folder in (parts, whole))
     for part in ("model", "trainer", "iteration"):  # weights, buffers, optimizer, learning rate
         _assert_equal(checkpoint[part], expected[part])
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_lift_trains_on_two_processes_as_on_one(datasets, tmp_path, monkeypatch):
-    options = [*TINY_LIFT, "train.max_iter=8", "train.device=cpu", "train.ddp.device_ids=null"]
+def test_lift_trains_on_two_processes_as_on_one(in_process, datasets, tmp_path):
+    def command(name):
+        hook = f"{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/{name}.json}}"
+        options = ["train.max_iter=8", "train.device=cpu", "train.ddp.device_ids=null", f"train.hooks=[{hook}]"]
+        return ["--config-file", LIFT, *TINY_LIFT, *options, f"train.output_dir={tmp_path}/{name}"]
 
-    def hook(name):
-        return f"train.hooks=[{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/{name}.json}}]"
-
-    two_processes = ["--num-gpus", 2, "--dist-url", "auto", *options, f"train.output_dir={tmp_path}/two", hook("two")]
-    _run([OURS, "--config-file", LIFT, *two_processes], datasets)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
-    cfg = config.load(ROOT / LIFT, [*options, f"train.output_dir={tmp_path}/one", hook("one")])
-    Path(cfg.train.output_dir).mkdir()
-    with torch.random.fork_rng():
-        seed_all_rng(cfg.train.seed)
-        do_train(argparse.Namespace(resume=False), cfg)
+    _run([OURS, "--num-gpus", 2, "--dist-url", "auto", *command("two")], datasets)
+    _run_here(OURS, command("one"))
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"], two["difference"]) == (1, 2, 0.0)
     assert len(one["losses"]) == 8 and max(one["losses"]) - min(one["losses"]) > 5e-3
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
     a, b = (torch.load(tmp_path / name / "model_final.pth")["model"] for name in ("one", "two"))
-    assert list(a) == list(b)
     for name in a:
         if "running_" in name or "num_batches" in name:  # as SyncBN
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=3e-4)
 
 
 def test_a_detector_on_two_processes_of_torchrun(datasets, tmp_path):
-    options = [
-        *TINY_DETECTOR,
-        f"train.output_dir={tmp_path}",
-        "train.max_iter=2",
-        "train.eval_period=0",
-        "train.ddp.fp16_compression=True",  # as in the COCO configs; a CPU does without
-        "train.trainer.ema_decay=0.9",
-        "model.backbone.freeze_lift=True",
-        f"train.hooks=[{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/training.json}}]",
-    ]
+    options = [*TINY_DETECTOR, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=0"]
+    options += ["train.ddp.fp16_compression=True"]  # as in the COCO configs; a CPU does without
+    options += ["train.trainer.ema_decay=0.9", "model.backbone.freeze_lift=True"]
+    hook = f"{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/training.json}}"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone"]
-    _run([*torchrun, OURS, "--config-file", DETECTOR, *options], datasets)
+    _run([*torchrun, OURS, "--config-file", DETECTOR, *options, f"train.hooks=[{hook}]"], datasets)
     report = json.loads((tmp_path / "training.json").read_text())
     assert (report["processes"], report["difference"], len(report["losses"])) == (2, 0.0, 2)
-    assert {"backbone.net", "backbone.simfp_2", "roi_heads.box_head"} <= set(report["changed"])
-    assert "backbone.lift" not in report["changed"] and (tmp_path / "model_ema.pth").is_file()
+    assert (tmp_path / "model_ema.pth").is_file()

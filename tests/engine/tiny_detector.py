@@ -1,20 +1,15 @@
 """A tiny Mask R-CNN with LiFT, and the output folder of its training."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import detectron2.data.transforms as T
 import torch
 from detectron2.config import LazyCall, LazyConfig, instantiate
-from omegaconf import DictConfig
 
 from lift_det import model_zoo
 
 IMAGE_SIZE = 64
 
 
-def tiny_config(test_size: int = IMAGE_SIZE) -> DictConfig:
+def tiny_config(test_size=IMAGE_SIZE):
     """The quick schedules' Mask R-CNN on 64 pixels, with images resized to ``test_size`` on their longer side."""
     cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.py")
     net = cfg.model.backbone.net
@@ -30,7 +25,7 @@ def tiny_config(test_size: int = IMAGE_SIZE) -> DictConfig:
     return cfg
 
 
-def write_output_folder(folder: Path, cfg: DictConfig | None = None) -> Path:
+def write_output_folder(folder, cfg=None):
     """``config.yaml`` and a checkpoint of an untrained model whose predictions depend on the image."""
     cfg = cfg or tiny_config()
     folder.mkdir(parents=True)

@@ -1,5 +1,7 @@
 """A training of one weight."""
 
+import json
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.evaluation import DatasetEvaluator
@@ -13,7 +15,7 @@ from torch import nn
 class Toy(nn.Module):
     """Mean squared difference of weight · x and y over the images."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
 
@@ -73,3 +75,9 @@ def toy_config(folder, **train):
         **train,
     }
     return cfg
+
+
+def logged(folder, name):
+    """Returns the values of a metric by iteration."""
+    lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return {line["iteration"]: line[name] for line in lines if name in line}

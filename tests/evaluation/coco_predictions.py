@@ -1,4 +1,4 @@
-"""Data sets, models' outputs and evaluations for the tests of the evaluators."""
+"""Datasets, models' outputs and evaluations for the tests of the evaluators."""
 
 import itertools
 import json
@@ -40,7 +40,8 @@ def predict(annotations, results, masks=None):
         instances.scores = torch.tensor([result["score"] for result in found])
         instances.pred_classes = torch.tensor([classes[r["category_id"]] for r in found], dtype=torch.long)
         if masks == "rle":
-            instances.pred_masks_rle = [result["segmentation"] for result in found]
+            rles = [result["segmentation"] for result in found]
+            instances.pred_masks_rle = [{**rle, "counts": rle["counts"].encode()} for rle in rles]
         if masks == "bitmask":
             decoded = [mask_util.decode(result["segmentation"]) for result in found]
             instances.pred_masks = torch.from_numpy(np.array(decoded, dtype=bool).reshape(len(found), *size))
@@ -52,9 +53,9 @@ def as_proposals(pairs):
     """The boxes of such outputs as box proposals."""
     proposals = []
     for inputs, output in pairs:
-        instances = output["instances"]
-        fields = {"proposal_boxes": instances.pred_boxes, "objectness_logits": instances.scores}
-        proposals.append((inputs, {"proposals": Instances(instances.image_size, **fields)}))
+        found = output["instances"]
+        fields = {"proposal_boxes": found.pred_boxes, "objectness_logits": found.scores}
+        proposals.append((inputs, {"proposals": Instances(found.image_size, **fields)}))
     return proposals
 
 
@@ -62,8 +63,7 @@ def evaluate(evaluator, pairs, **kwargs):
     """Figures of an evaluator for such inputs and outputs, in batches of two."""
     evaluator.reset()
     for start in range(0, len(pairs), 2):
-        inputs, outputs = zip(*pairs[start : start + 2], strict=True)
-        evaluator.process(inputs, outputs)
+        evaluator.process(*zip(*pairs[start : start + 2], strict=True))
     return evaluator.evaluate(**kwargs)
 
 

@@ -1,4 +1,3 @@
-import copy
 import json
 
 import pytest
@@ -6,13 +5,8 @@ import pytest
 from lift_det.data import write_synthetic_coco
 
 
-@pytest.fixture(scope="session")
-def _annotations(tmp_path_factory):
-    folder = write_synthetic_coco(tmp_path_factory.mktemp("coco"), num_train=1, num_val=12, image_size=96)
-    return json.loads((folder / "annotations" / "instances_val.json").read_text())
-
-
 @pytest.fixture
-def annotations(_annotations):
-    """COCO annotations of 12 synthetic images of 96 pixels, with objects of four classes in each; to be modified."""
-    return copy.deepcopy(_annotations)
+def annotations(tmp_path):
+    """COCO annotations of 12 synthetic images of 96 pixels, with objects of four classes in each."""
+    folder = write_synthetic_coco(tmp_path / "coco", num_train=1, num_val=12, image_size=96)
+    return json.loads((folder / "annotations" / "instances_val.json").read_text())

@@ -44,7 +44,8 @@ def lvis(annotations):
 
 def test_by_hand(tmp_path):
     size = {"height": 100, "width": 100}
-    square = {"bbox": [10, 10, 20, 20], "area": 400, "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}
+    box, elsewhere = [10, 10, 20, 20], [60, 60, 20, 20]
+    truth = {"bbox": box, "area": 400, "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}
     annotations = {
         "images": [
             {"id": 1, **size, "neg_category_ids": [2], "not_exhaustive_category_ids": []},
@@ -52,27 +53,22 @@ def test_by_hand(tmp_path):
         ],
         "categories": [{"id": i, "name": f"class {i}", "frequency": f} for i, f in enumerate(FREQUENCIES, start=1)],
         "annotations": [
-            {"id": i, "image_id": image, "category_id": i, **square} for i, image in ((1, 1), (2, 2), (3, 2))
+            {"id": i, "image_id": image, "category_id": i, **truth} for i, image in ((1, 1), (2, 2), (3, 2))
         ],
     }
     # The rare class is found at an IoU of 0.8, that is at 7 of the 10 thresholds, the others exactly. The detections
     # of higher scores are false for the common class, which image 1 does not have. They do not count for the rare
     # class, which is not annotated in image 2, and for the frequent class, of which image 2 may have more.
-    found = [(1, 1, [10, 10, 16, 20]), (2, 2, [10, 10, 20, 20]), (2, 3, [10, 10, 20, 20])]
-    false = [(2, 1, [60, 60, 20, 20]), (1, 2, [60, 60, 20, 20]), (2, 3, [60, 60, 20, 20])]
-    results = [
-        {"image_id": image, "category_id": category, "bbox": box, "score": score}
-        for score, detections in ((0.5, found), (0.9, false))
-        for image, category, box in detections
-    ]
-    name = register(tmp_path, annotations)
-    figures = evaluate(LVISEvaluator(name), predict(annotations, results))
-    assert list(figures) == ["bbox"]
+    detections = [(1, 1, [10, 10, 16, 20], 0.5), (2, 2, box, 0.5), (2, 3, box, 0.5)]
+    detections += [(2, 1, elsewhere, 0.9), (1, 2, elsewhere, 0.9), (2, 3, elsewhere, 0.9)]
+    results = [dict(zip(("image_id", "category_id", "bbox", "score"), row, strict=True)) for row in detections]
+    name, pairs = register(tmp_path, annotations), predict(annotations, results)
+    figures = evaluate(LVISEvaluator(name), pairs)["bbox"]
     expected = {"APr": 70, "APc": 50, "APf": 100, "AP": 220 / 3, "AP75": 250 / 3, "APs": 220 / 3}
-    assert {key: figures["bbox"][key] for key in expected} == pytest.approx(expected, abs=1e-9)
-    assert math.isnan(figures["bbox"]["APl"])  # no large object
-    limited = evaluate(LVISEvaluator(name, max_dets_per_image=1), predict(annotations, results))
-    assert limited["bbox"]["APc"] == 0  # only the highest score of each image counts
+    assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+    assert math.isnan(figures["APl"])  # no large object
+    # only the highest score of each image counts
+    assert evaluate(LVISEvaluator(name, max_dets_per_image=1), pairs)["bbox"]["APc"] == 0
 
 
 @pytest.mark.parametrize("max_dets", [None, 20])
@@ -90,19 +86,15 @@ def test_figures_and_files_are_lvis_apis(max_dets, lvis, tmp_path, monkeypatch):
         assert_same_files(tmp_path / masks, tmp_path / "theirs", "lvis_instances_results.json")
 
 
-def test_proposals_no_predictions_and_no_annotations(lvis, tmp_path):
+def test_proposals_no_predictions_no_annotations_and_bad_input(lvis, tmp_path):
     name = register(tmp_path, lvis)
     results = perturbed_detections(lvis, per_image=40)
     assert 20 < evaluate(LVISEvaluator(name), as_proposals(predict(lvis, results)))["box_proposals"]["AR@100"] < 100
     figures = evaluate(LVISEvaluator(name), predict(lvis, [], "rle"))
     assert list(figures) == ["bbox"] and all(math.isnan(value) for value in figures["bbox"].values())
     evaluator = LVISEvaluator(register(tmp_path, {**lvis, "annotations": []}), output_dir=str(tmp_path / "output"))
-    assert evaluate(evaluator, predict(lvis, results, "rle")) == {}
+    assert evaluate(evaluator, predict(lvis, results)) == {}
     assert len(json.loads((tmp_path / "output" / "lvis_instances_results.json").read_text())) == len(results)
-
-
-def test_bad_input(lvis, tmp_path):
-    name = register(tmp_path, lvis)
     with pytest.raises(ValueError, match="keypoints"):
         LVISEvaluator(name, ("keypoints",))
     (tmp_path / name).write_text('{"images": [')

@@ -22,7 +22,6 @@ def detector(tmp_path_factory):
 
 def detect(detector, image):
     """detectron2's own inference on an RGB image (1, 3, H, W), before masks are pasted."""
-    assert detector.input_format in ("RGB", "BGR")
     image = image[0] if detector.input_format == "RGB" else image[0].flip(0)
     with torch.no_grad():
         (found,) = detector.inference([{"image": image}], do_postprocess=False)
@@ -40,7 +39,6 @@ def test_finds_what_the_detector_finds(detector, tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     image = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE) * 200
     outputs = session.run(["boxes", "scores", "classes", "masks"], {"images": image.numpy()})
-    assert outputs[3].shape[1:] == (1, 28, 28)
     for output, expected in zip(outputs, detect(detector, image), strict=True):
         torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-3, rtol=1e-4)
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}

@@ -41,24 +41,10 @@ def extractor(patch_size: int = 14) -> FeatureExtractor:
 
 def vit() -> ViT:
     """detectron2's ViT with windows that do not divide the grid, relative positions and a convolutional block."""
-    return shaken(
-        ViT(
-            img_size=64,
-            patch_size=8,
-            embed_dim=32,
-            depth=2,
-            num_heads=2,
-            drop_path_rate=0.0,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=3,
-            window_block_indexes=[0],
-            residual_block_indexes=[1],
-            pretrain_img_size=32,
-            pretrain_use_cls_token=True,
-            out_feature="last_feat",
-        )
-    )
+    options = dict(img_size=64, patch_size=8, embed_dim=32, depth=2, num_heads=2, drop_path_rate=0.0)
+    options |= dict(norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=3)
+    options |= dict(window_block_indexes=[0], residual_block_indexes=[1], pretrain_img_size=32)
+    return shaken(ViT(**options))
 
 
 def pyramid(net: nn.Module, input_scale: float = 1.0, square_pad: int = 0) -> LiFTFeaturePyramid:

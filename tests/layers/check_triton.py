@@ -32,21 +32,20 @@ class Shape(NamedTuple):
     d: int
 
 
+# Grids of several tiles, most of which neither rows nor columns fill.
 SHAPES = {
-    "windows": (Shape(3, 1, 196, (14, 14), 64), (FP32, FP16, BF16)),
-    "windows, d 80": (Shape(1, 1, 196, (14, 14), 80), (FP16,)),
-    "ragged": (Shape(3, 1, 60, (20, 33), 80), (FP16,)),
-    "512 pixels, some queries": (Shape(1, 1, 70, (32, 32), 80), (BF16,)),
-    "fewer queries than keys": (Shape(3, 2, 9, (5, 6), 64), (FP32, FP16, BF16)),
-    "more queries than keys": (Shape(1, 1, 130, (3, 7), 80), (FP32, BF16)),
-    "one token": (Shape(2, 1, 1, (1, 1), 64), (FP32, FP16, BF16)),
+    "windows": (Shape(1, 2, 50, (14, 14), 64), (FP32, FP16, BF16)),
+    "ragged": (Shape(1, 1, 40, (20, 33), 80), (FP16,)),
+    "several heads": (Shape(3, 2, 9, (5, 6), 64), (FP16,)),
+    "more queries than keys": (Shape(1, 1, 130, (3, 7), 80), (BF16,)),
+    "one token": (Shape(2, 1, 1, (1, 1), 64), (BF16,)),
     "wider than a tile": (Shape(1, 1, 70, (5, 200), 64), (BF16,)),
-    "higher than a tile": (Shape(1, 1, 70, (40, 3), 64), (FP32,)),
-    "d 8": (Shape(1, 1, 33, (3, 33), 8), (FP32, BF16)),
-    "d 72": (Shape(1, 1, 33, (3, 33), 72), (FP32, BF16)),
-    "d 128": (Shape(1, 1, 33, (3, 33), 128), (FP32, BF16)),
+    "higher than a tile": (Shape(1, 1, 20, (40, 3), 64), (FP32,)),
+    "d 8": (Shape(1, 1, 20, (3, 20), 8), (FP32,)),
+    "d 72": (Shape(1, 1, 20, (3, 20), 72), (FP32,)),
+    "d 128": (Shape(1, 1, 20, (3, 20), 128), (BF16,)),
 }
-SMALL = Shape(1, 2, 15, (3, 5), 16)
+SMALL = Shape(1, 1, 6, (2, 3), 16)
 
 
 def attention(*args) -> Tensor:
@@ -110,32 +109,30 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize(("launch", "dtype", "config"), CONFIGURATIONS, ids=str)
 def test_every_configuration(launch: str, dtype: torch.dtype, config: kernels.Config, monkeypatch) -> None:
-    """On grids that are not a multiple of its tiles."""
+    """On a grid that is not a multiple of its tiles."""
     original = kernels.configurations
     monkeypatch.setattr(kernels, "configurations", lambda name, *a: (config,) if name == launch else original(name, *a))
     monkeypatch.setattr(kernels, "_fastest", {})
-    for k_size in ((9, 14), (3, 70)):
-        check(Shape(1, 1, 75, k_size, 80), dtype)
+    check(Shape(1, 1, 75, (5, 38), 80), dtype)
 
 
 def test_strides_do_not_matter() -> None:
-    shape = Shape(2, 3, 35, (5, 7), 64)
-    qkv = torch.randn(2, 35, 3, 3, 64, device=DEVICE).permute(2, 0, 3, 1, 4)
-    rel_h = torch.randn(2, 5, 3, 35, device=DEVICE).permute(0, 2, 3, 1)  # the last dimension is not contiguous
-    rel_w = torch.randn(2, 35, 3, 9, device=DEVICE).transpose(1, 2)[..., 1:8]
+    shape = Shape(2, 2, 6, (2, 3), 64)
+    qkv = torch.randn(2, 6, 3, 2, 64, device=DEVICE).permute(2, 0, 3, 1, 4)
+    rel_h = torch.randn(2, 2, 2, 6, device=DEVICE).permute(0, 2, 3, 1)  # the last dimension is not contiguous
+    rel_w = torch.randn(2, 6, 2, 5, device=DEVICE).transpose(1, 2)[..., 1:4]
     inputs = [tensor.requires_grad_() for tensor in (*qkv, rel_h, rel_w)]
-    grad_out = torch.ones((), device=DEVICE).expand(2, 3, 35, 64)
+    grad_out = torch.ones((), device=DEVICE).expand(2, 2, 6, 64)
     dense = [tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in inputs]
     expected = run(attention, shape, dense, grad_out.contiguous())
     for name, found in run(attention, shape, inputs, grad_out).items():
         assert torch.equal(found, expected[name]), name
-    assert attention(*inputs, (5, 7), 0.125).transpose(1, 2).is_contiguous()
+    assert attention(*inputs, shape.k_size, 0.125).transpose(1, 2).is_contiguous()
 
 
 def test_empty_batch() -> None:
-    shape = Shape(0, 2, 35, (5, 7), 64)
-    found = run(attention, shape, *make(shape, FP32))
-    assert found["out"].shape == found["q"].shape == (0, 2, 35, 64)
+    inputs, _ = make(SMALL._replace(batch=0), FP32)
+    assert attention(*inputs, SMALL.k_size, 0.25).shape == (0, 1, 6, 16)
 
 
 def test_operators_pass_opcheck() -> None:
@@ -171,9 +168,9 @@ def test_public_call() -> None:
         rel_pos_attention(q, k, v, *tables, (3, 5), (3, 5), 0.25, name) for name in ("triton", "reference")
     )
     assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for width, dtype in ((60, FP32), (136, FP32), (64, torch.float64)):
+    for width, dtype, named in ((60, FP32, "60"), (136, FP32, "136"), (64, torch.float64, "float64")):
         x, table = (torch.zeros(shape, dtype=dtype, device=DEVICE) for shape in ((1, 2, 4, width), (3, width)))
-        with pytest.raises(RuntimeError, match="float64" if dtype == torch.float64 else str(width)):
+        with pytest.raises(RuntimeError, match=named):
             rel_pos_attention(x, x, x, table, table, (2, 2), (2, 2), 1.0, "triton")
 
 
@@ -196,20 +193,16 @@ def test_tuning_and_memory() -> None:
 def test_masks_equal_the_torch_backend() -> None:
     cases = [
         case._replace(masks=case.masks[:2], boxes=case.boxes[:2])
-        for case in random_cases(300, seed=3)
-        if not rounding_decides(case) and case.image_shape[0] * case.image_shape[1] < 8_000
+        for case in random_cases(200, seed=3)
+        if not rounding_decides(case) and case.image_shape[0] * case.image_shape[1] < 5_000
     ]
     # up to the image's edges, where a run continues in the next column; one column; one row; half precision
     boxes = torch.tensor([[0.0, 0, 45, 40], [-9, 10, 30, 50], [20, -20, 50, 31], [44, 30, 45, 40], [0, 0, 45, 1]])
     masks = smooth_masks(5, 28, 30, torch.Generator().manual_seed(0))
     masks[0] = 1
-    cases += [Case(masks, boxes, (40, 45), 0.5), Case(masks, boxes, (40, 45), 0.3)]
-    cases += [Case(masks[:3].half(), boxes[:3], (40, 45), 0.5)]
-    changes = 0
+    cases += [Case(masks, boxes, (40, 45), 0.5), Case(masks[:2].half(), boxes[:2], (40, 45), 0.3)]
     for case in cases:
         expected = case._replace(masks=case.masks.float())  # the kernels compute in float32
-        rles = mask_to_rle(*case, "triton")
         assert torch.equal(paste_masks(*case, "triton"), paste_masks(*expected))
-        assert rles == mask_to_rle(*expected)
-        changes += sum(len(rle["counts"]) for rle in rles)
-    assert len(cases) >= 8 and changes > 1000
+        assert mask_to_rle(*case, "triton") == mask_to_rle(*expected)
+    assert len(cases) >= 6

@@ -70,20 +70,14 @@ def random_cases(number: int, seed: int = 0) -> Iterator[Case]:
         extent = extent * sides * (0.1, 1.0, 3.0)[index % 3] + shift * 10
         centre = centre * sides * 1.4 - sides * 0.2
         boxes = torch.cat([centre - extent / 2, centre + extent / 2], dim=1)
-        kind = index % 5
-        if kind == 0:  # whole numbers
+        if index % 3 == 0:  # whole numbers, and some of one pixel
             boxes = boxes.round()
-        elif kind == 1:  # without area
+            boxes[::4, 2:] = boxes[::4, :2] + 1
+        elif index % 3 == 1:  # some without area, some with sides on pixel centres
             boxes[::3, 2], boxes[1::3, 3] = boxes[::3, 0], boxes[1::3, 1]
-            boxes[::4] = boxes[::4].round() + 0.5  # sides on pixel centres
-        elif kind == 2:  # one pixel
-            boxes[::2, 2:] = boxes[::2, :2] + 1
-            boxes[::4] = boxes[::4].round()
-        elif kind == 3:  # clipped to the image, as in detectron2
-            boxes[:, 0::2].clamp_(0, shape[1])
-            boxes[:, 1::2].clamp_(0, shape[0])
-        else:  # huge, and the whole image
-            boxes[::2] = (boxes[::2] - 30) * 1000
-            boxes[1::4] = torch.tensor([0.0, 0.0, shape[1], shape[0]])
+            boxes[::4] = boxes[::4].round() + 0.5
+        else:  # clipped to the image, as in detectron2, and some huge
+            boxes = torch.minimum(boxes.clamp(min=0), sides.repeat(2))
+            boxes[::3] = (boxes[::3] - 30) * 1000
         threshold = (0.5, 0.5, 0.3, 0.7, 0.0, 1.0)[int(torch.randint(6, (1,), generator=generator))]
         yield Case(masks, boxes, shape, threshold)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pycocotools.mask as mask_util
 import pytest
@@ -36,26 +35,23 @@ def test_1000_random_masks() -> None:
     assert sum(check(case) for case in random_cases(1000)) > 100_000
 
 
-def test_500_real_masks(shared: Path) -> None:
+def test_real_masks(shared: Path) -> None:
     """Annotated polygons as seen by a mask head: cropped to a shifted box at 28 × 28, and softened."""
     generator = torch.Generator().manual_seed(0)
-    left = 500
-    for split in ("val2017", "train2017"):
-        data = json.loads((shared / f"datasets/coco/annotations/instances_{split}.json").read_text())
-        for image in data["images"]:
-            objects = [a for a in data["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]][:left]
-            if not objects:
-                continue
-            left -= len(objects)
+    data = json.loads((shared / "datasets/coco/annotations/instances_val2017.json").read_text())
+    number = 0
+    for image in data["images"]:
+        objects = [a for a in data["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        if objects:
+            number += len(objects)
             boxes = torch.tensor([item["bbox"] for item in objects])
-            shift = (torch.rand(len(boxes), 4, generator=generator) - 0.5) * boxes[:, 2:].repeat(1, 2) / 8
             boxes[:, 2:] += boxes[:, :2]
-            boxes += shift
+            boxes += (torch.rand(len(boxes), 4, generator=generator) - 0.5) * 10
             masks = PolygonMasks([item["segmentation"] for item in objects]).crop_and_resize(boxes, 28).float()
             soft = F.avg_pool2d(F.pad(masks[:, None], (1,) * 4, mode="replicate"), 3, 1)[:, 0]
             soft = ((soft - 0.5) * 8 + torch.randn(soft.shape, generator=generator) * 0.3).sigmoid()
             check(Case(soft, boxes, (image["height"], image["width"]), 0.5))
-    assert left == 0
+    assert number >= 500
 
 
 def test_degenerate_boxes() -> None:
@@ -93,8 +89,16 @@ def test_values_at_the_threshold() -> None:
             check(Case(masks, boxes + offset, (90, 81), threshold))
 
 
-@pytest.mark.parametrize("mask_dtype", [torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool])
-@pytest.mark.parametrize("box_dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(
+    ("mask_dtype", "box_dtype"),
+    [
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float16),
+        (torch.uint8, torch.float64),
+        (torch.bool, torch.float16),
+    ],
+)
 def test_dtypes(mask_dtype: torch.dtype, box_dtype: torch.dtype) -> None:
     for case in random_cases(80, seed=1):
         masks = case.masks if mask_dtype.is_floating_point else case.masks > 0.5
@@ -113,25 +117,20 @@ def test_large_masks_and_boxes() -> None:
 
 def test_negative_threshold_returns_values() -> None:
     for case in random_cases(100, seed=2):
-        inside = (case.boxes[:, 2:] > case.boxes[:, :2] + 0.1).all(1) & (case.boxes.abs() < 1e4).all(1)
-        inside &= (case.boxes[:, 2:] > 0).all(1)
-        inside &= (case.boxes[:, 0] < case.image_shape[1]) & (case.boxes[:, 1] < case.image_shape[0])
+        low, high = case.boxes[:, :2], case.boxes[:, 2:]
+        inside = (high > low + 0.1) & (high > 0) & (low < torch.tensor(case.image_shape[::-1]))
+        inside = inside.all(1) & (case.boxes.abs() < 1e4).all(1)
         arguments = (case.masks[inside], case.boxes[inside], case.image_shape, -1.0)
         expected, found = paste_masks_in_image(*arguments), paste_masks(*arguments)
         assert found.dtype == expected.dtype == torch.uint8 and torch.equal(found, expected)
 
 
-def test_no_masks() -> None:
-    masks, boxes = torch.rand(0, 28, 28), torch.rand(0, 4)
-    expected, found = paste_masks_in_image(masks, boxes, (9, 7)), paste_masks(masks, boxes, (9, 7))
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    assert mask_to_rle(masks, boxes, (9, 7)) == []
-
-
-def test_detectron2s_boxes_and_gradients() -> None:
+def test_no_masks_and_detectron2s_boxes() -> None:
     masks, boxes, image_shape, _ = next(random_cases(16))
-    masks.requires_grad_()
-    pasted = paste_masks(masks, Boxes(boxes), image_shape)
+    expected, found = paste_masks_in_image(masks[:0], boxes[:0], (9, 7)), paste_masks(masks[:0], boxes[:0], (9, 7))
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert mask_to_rle(masks[:0], boxes[:0], (9, 7)) == []
+    pasted = paste_masks(masks.requires_grad_(), Boxes(boxes), image_shape)
     assert torch.equal(pasted, paste_masks(masks, boxes, image_shape)) and not pasted.requires_grad
     assert mask_to_rle(masks, Boxes(boxes), list(image_shape)) == mask_to_rle(masks, boxes, image_shape)
 
@@ -151,14 +150,14 @@ def test_rle_needs_no_image() -> None:
 @pytest.mark.parametrize("op", [paste_masks, mask_to_rle])
 def test_invalid_arguments(op) -> None:
     masks, boxes = torch.rand(2, 28, 28), torch.rand(2, 4)
-    with pytest.raises(ValueError, match="auto, torch, triton.*'fast'"):
+    with pytest.raises(ValueError, match="fast"):
         op(masks, boxes, (9, 7), implementation="fast")
     with pytest.raises(ValueError, match=r"\(2, 28, 27\)"):
         op(masks[..., 1:], boxes, (9, 7))
-    with pytest.raises(ValueError, match=r"\(2, 4\).*\(1, 4\)"):
+    with pytest.raises(ValueError, match=r"\(1, 4\)"):
         op(masks, boxes[:1], (9, 7))
-    with pytest.raises(ValueError, match="cpu and meta"):
-        op(masks, SimpleNamespace(tensor=boxes.to("meta")), (9, 7))
+    with pytest.raises(ValueError, match="meta"):
+        op(masks, boxes.to("meta"), (9, 7))
     for threshold in (-1.0, float("nan")):
         with pytest.raises(ValueError, match=str(threshold)):
             mask_to_rle(masks, boxes, (9, 7), threshold)

@@ -42,30 +42,20 @@ def test_on_the_gpu() -> None:
     assert " passed" in run_python(*CHECKS)
 
 
-@pytest.fixture(scope="module")
-def table() -> list[list[str]]:
-    """Rows of the tool for some of the kernels; the cells are those of docs/speed.md."""
+def test_compiled_kernels_fit_the_gpu() -> None:
+    """The tool's table: no spills with ViT-B's heads of 64 channels, and shared memory also with 80."""
     attention = "(bf16|fp32), d 64, keys 14x14|bf16, d 80, keys 64x64, tile (128x128|64x128)"
     output = run_python("tools/compile_kernels.py", "--match", f"{attention}|mask .*fp32")
-    return [line.strip("| ").split(" | ") for line in output.splitlines() if re.match(r"\| (attention|mask)", line)]
-
-
-def test_compiled_kernels_do_not_spill(table: list[list[str]]) -> None:
-    """Every configuration for ViT-B's heads of 64 channels."""
-    for architecture in SHARED_MEMORY:
-        rows = [row for row in table if row[3] == architecture and "d 80" not in row[0]]
-        names = {row[0].partition(",")[0] for row in rows}
-        assert names == {*(f"attention {x}" for x in ("forward", "backward_queries", "backward_keys")),
-                         "mask paste", "mask changes"}  # fmt: skip
-        for row in rows:
-            assert row[5:7] == ["0", "0"], row
-
-
-def test_compiled_kernels_fit_shared_memory(table: list[list[str]]) -> None:
-    rows = [row for row in table if row[0].startswith("attention")]
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if re.match(r"\| (attention|mask)", line)]
+    kernels = {f"attention {name}" for name in ("forward", "backward_queries", "backward_keys")}
+    for architecture, shared_memory in SHARED_MEMORY.items():
+        compiled = [row for row in rows if row[3] == architecture]
+        names = {row[0].partition(",")[0] for row in compiled if "d 80" not in row[0]}
+        assert names == {*kernels, "mask paste", "mask changes"}
+        for row in compiled:
+            assert "d 80" in row[0] or row[5:7] == ["0", "0"], row
+            assert row[0].startswith("mask") or 0 < int(row[7]) <= shared_memory, row
     assert any("d 80" in row[0] for row in rows)
-    for row in rows:
-        assert 0 < int(row[7]) <= SHARED_MEMORY[row[3]], row
 
 
 def test_arguments_of_one_compile() -> None:
@@ -85,10 +75,10 @@ def test_arguments_of_one_compile() -> None:
 
 def test_cpu_tensors_raise() -> None:
     q, table = torch.zeros(1, 1, 4, 64), torch.zeros(3, 64)
-    with pytest.raises(RuntimeError, match="CUDA tensors.* cpu"):
+    with pytest.raises(RuntimeError, match="cpu"):
         rel_pos_attention(q, q, q, table, table, (2, 2), (2, 2), 1.0, "triton")
     for op in (paste_masks, mask_to_rle):
-        with pytest.raises(RuntimeError, match="CUDA tensors.* cpu"):
+        with pytest.raises(RuntimeError, match="cpu"):
             op(torch.rand(1, 28, 28), torch.rand(1, 4), (9, 7), implementation="triton")
 
 

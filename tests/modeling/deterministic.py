@@ -20,11 +20,13 @@ def fill_deterministically(module: nn.Module) -> None:
             tensor.copy_(1 + 0.5 * values if name.endswith(("running_var", "norm.weight")) else 0.3 * values)
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Draws every parameter; biases and class tokens of 0 and LayerScale of 1e-5 would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name and "weight" in name) or "gamma" in name
-            parameter.copy_(1 + 0.2 * noise if around_one else noise * (0.5 if parameter.ndim < 2 else 0.1))
+            around_one = ("norm" in name and "weight" in name) or "gamma" in name or "lambda" in name
+            large = parameter.ndim < 2 or "token" in name or "pos" in name
+            parameter.copy_(1 + 0.2 * noise if around_one else noise * (0.5 if large else 0.1))
+    return module.eval()

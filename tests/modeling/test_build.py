@@ -1,18 +1,8 @@
 import pytest
-from detectron2.config import get_cfg, instantiate
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
+from detectron2.config import instantiate
+from detectron2.modeling import build_backbone, build_model
 
-from lift_det import (
-    BilinearUpsample,
-    LiFT,
-    LiFTFeaturePyramid,
-    LiFTPlus,
-    TimmViT,
-    ViT,
-    add_lift_config,
-    model_zoo,
-    save_lift,
-)
+from lift_det import BilinearUpsample, LiFT, LiFTFeaturePyramid, LiFTPlus, TimmViT, ViT, model_zoo, save_lift
 from lift_det.checkpoint import CheckpointError
 from lift_det.modeling import GeneralizedRCNN
 
@@ -21,15 +11,6 @@ def _config(*opts):
     cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml")
     cfg.merge_from_list(list(opts))
     return cfg
-
-
-def test_registered_backbone_and_detector():
-    assert "build_lift_vitdet_backbone" in BACKBONE_REGISTRY
-    model = build_model(_config())
-    assert isinstance(model, GeneralizedRCNN)
-    assert (type(model.backbone), type(model.backbone.net)) == (LiFTFeaturePyramid, ViT)
-    assert isinstance(model.backbone.lift, LiFT)
-    assert [s.stride for s in model.backbone.output_shape().values()] == [4, 8, 16, 32, 64]
 
 
 def test_yacs_and_lazy_config_of_the_same_name_build_the_same_model():
@@ -46,8 +27,10 @@ def test_yacs_and_lazy_config_of_the_same_name_build_the_same_model():
 
 @pytest.mark.parametrize(("name", "kind"), [("bilinear", BilinearUpsample), ("none", type(None)), (None, LiFT)])
 def test_upsampler_is_one_key(name, kind):
-    backbone = build_backbone(_config("MODEL.LIFT.UPSAMPLER", name))
-    assert type(backbone.lift) is kind
+    model = build_model(_config("MODEL.LIFT.UPSAMPLER", name, "MODEL.LIFT.MASK_FORMAT", "rle"))
+    assert isinstance(model, GeneralizedRCNN) and model.mask_format == "rle"
+    backbone = model.backbone
+    assert (type(backbone), type(backbone.net), type(backbone.lift)) == (LiFTFeaturePyramid, ViT, kind)
     assert [s.stride for s in backbone.output_shape().values()] == [4, 8, 16, 32, 64]
 
 
@@ -69,13 +52,3 @@ def test_timm_and_freezing():
     assert isinstance(backbone.net, TimmViT)
     trained = {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
     assert trained == {"simfp_2", "simfp_3", "simfp_4", "simfp_5"}
-
-
-def test_add_lift_config_keeps_upstreams_defaults():
-    upstream, ours = get_cfg(), get_cfg()
-    add_lift_config(ours)
-    for name in ("VIT", "LIFT", "SIMPLE_FPN"):
-        del ours.MODEL[name]
-    for name in ("OPTIMIZER", "VIT_LR_DECAY_RATE", "LIFT_LR_RATE"):
-        del ours.SOLVER[name]
-    assert ours == upstream

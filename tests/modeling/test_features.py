@@ -1,18 +1,16 @@
-"""FeatureExtractor against timm and detectron2, upsampled features, and the check of a LiFT's features."""
+"""FeatureExtractor, upsampled features, and the check of a LiFT's features."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone.utils import window_unpartition
 from detectron2.modeling.backbone.vit import ViT as UpstreamViT
 from safetensors.torch import save_file
 from timm.models.eva import Eva
@@ -22,61 +20,18 @@ from lift_det import BilinearUpsample, FeatureExtractor, LiFT, LiFTFeaturePyrami
 from lift_det.checkpoint import CheckpointError
 from lift_det.engine import Checkpointer
 from lift_det.modeling import LazyUpsampler, LiFTPlus, LiFTPretraining, upsampled_features, whole_patches
-from lift_det.modeling.feature_spec import weights_fingerprint
 from lift_det.modeling.upsamplers import resize
 from tests.modeling.deterministic import randomise
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 4}
-# timm's name, what makes it small, its prefix tokens
-NETS = {
-    "vit": ("vit_tiny_patch16_224", {**SMALL, "img_size": 64}, 1),
-    "registers": ("vit_small_patch14_reg4_dinov2", {**SMALL, "img_size": 70}, 5),
-    "qk_norm": ("vit_tiny_patch16_224", {**SMALL, "img_size": 64, "qk_norm": True}, 1),
-    "post_norm": ("vit_base_patch16_rpn_224", {**SMALL, "img_size": 64, "fc_norm": False}, 0),
-    "eva02": ("eva02_tiny_patch14_224", {**SMALL, "img_size": 70}, 1),  # biases beside one projection
-    "eva02_split": ("eva02_base_patch14_224", {**SMALL, "img_size": 70, "use_fc_norm": False}, 1),  # three projections
-    "eva_post_norm": ("eva02_tiny_patch14_224", {**SMALL, "img_size": 70, "use_post_norm": True}, 1),
-    "dinov3": ("vit_small_patch16_dinov3", {**SMALL, "img_size": 64}, 5),
-    "dinov3_bias": ("vit_small_patch16_dinov3_qkvb", {**SMALL, "img_size": 64}, 5),
-    "rope_mixed": ("vit_small_patch16_rope_mixed_224", {**SMALL, "img_size": 64}, 1),
-}
-every_net = pytest.mark.parametrize("kind", list(NETS))
-FACETS = list(enumerate(("query", "key", "value")))
-UPSTREAM = dict(
-    img_size=64,
-    embed_dim=48,
-    depth=3,
-    num_heads=4,
-    use_rel_pos=True,
-    rel_pos_zero_init=False,
-    window_size=3,
-    window_block_indexes=[0, 2],
-    residual_block_indexes=[1],
-)
-
+REGISTERS = "vit_small_patch14_reg4_dinov2"
+VITDET = dict(img_size=64, **SMALL, use_rel_pos=True, window_size=3, window_block_indexes=[0, 2])
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def timm_net(kind: str = "vit", seed: int = 0, **kwargs) -> TimmViT:
-    name, small, _ = NETS[kind]
-    net = TimmViT(name, **{**small, **kwargs}).eval()
-    randomise(net, seed)
-    return net
-
-
-def twin_of(kind: str, net: TimmViT) -> nn.Module:
-    name, small, _ = NETS[kind]
-    twin = timm.create_model(name, dynamic_img_size=True, **small).eval()
-    assert not twin.load_state_dict(net.vit.state_dict(), strict=False).unexpected_keys
-    return twin
-
-
-def upstream_pair() -> tuple[UpstreamViT, ViT]:
-    upstream, ours = UpstreamViT(**UPSTREAM).eval(), ViT(**UPSTREAM).eval()
-    randomise(upstream)
-    ours.load_state_dict(upstream.state_dict(), strict=True)
-    return upstream, ours
+def timm_net(name: str = "vit_tiny_patch16_224", seed: int = 0, img_size: int = 64, **kwargs) -> TimmViT:
+    return randomise(TimmViT(name, **SMALL, img_size=img_size, **kwargs), seed)
 
 
 def images(net: nn.Module, rows: int = 3, columns: int = 4, batch: int = 2) -> Tensor:
@@ -84,61 +39,22 @@ def images(net: nn.Module, rows: int = 3, columns: int = 4, batch: int = 2) -> T
     return torch.randn(batch, 3, rows * net.patch_size, columns * net.patch_size, generator=generator)
 
 
-def trained_lift(extractor: FeatureExtractor, path: Path, **changes: str) -> LiFT:
-    """A LiFT's file as training on these features leaves it, read again."""
-    settings = {**extractor.feature_spec().to_metadata(), **changes}
-    save_lift(LiFT(extractor.output_shape()["last_feat"].channels, extractor.patch_size), path, settings)
-    return load_lift(path)
+def trained_lift(extractor: FeatureExtractor, folder: Path, **changes: str) -> LiFT:
+    """The LiFT of a training on these features, loaded from a file."""
+    metadata = {**extractor.feature_spec().to_metadata(), **changes}
+    save_lift(LiFT(48, extractor.patch_size), folder / "lift.safetensors", metadata)
+    return load_lift(folder / "lift.safetensors")
+
+
+def pyramid_on(net: nn.Module, lift: nn.Module | None, **options) -> LiFTFeaturePyramid:
+    return LiFTFeaturePyramid(net, lift, "last_feat", 8, (4, 8, 16), **options)
 
 
 # --- the features --------------------------------------------------------------------------------------------------
 
 
-@every_net
-def test_facets_are_timms(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queries and keys before their norm and rotation, and values, in a timm block's attention."""
-    net = timm_net(kind)
-    twin, x = twin_of(kind, net), images(net)
-    original, values, seen = F.scaled_dot_product_attention, [], {}
-    attention = twin.blocks[1].attn
-    attention.q_norm.register_forward_pre_hook(lambda module, args: seen.update(query=args[0]))
-    attention.k_norm.register_forward_pre_hook(lambda module, args: seen.update(key=args[0]))
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(
-            F, "scaled_dot_product_attention", lambda q, k, v, **kw: values.append(v) or original(q, k, v, **kw)
-        )
-        twin.forward_features(x)
-    seen["value"] = values[1]
-    for facet, heads in seen.items():
-        tokens = heads.transpose(1, 2).flatten(2)[:, NETS[kind][2] :]  # (N, HW, C)
-        with torch.no_grad():
-            got = FeatureExtractor(net, layer=1, facet=facet).extract(x)
-        assert tokens.std() > 0.1
-        torch.testing.assert_close(got, tokens.transpose(1, 2).reshape(2, -1, 3, 4), atol=1e-5, rtol=1e-5)
-
-
-def test_detectron2s_vit_layers_and_facets() -> None:
-    upstream, ours = upstream_pair()
-    x = images(ours, 4, 5)  # 3×3 windows are padded
-    outputs: dict[tuple[int, str], Tensor] = {}
-    for i, block in enumerate(upstream.blocks):
-        block.register_forward_hook(lambda m, a, out, i=i: outputs.update({(i, "token"): out}))
-        block.attn.qkv.register_forward_hook(
-            lambda m, a, out, i=i: outputs.update({(i, f): out[..., 48 * j : 48 * (j + 1)] for j, f in FACETS})
-        )
-    with torch.no_grad():
-        upstream(x)
-        for (layer, facet), expected in outputs.items():
-            if facet != "token" and layer != 1:
-                expected = window_unpartition(expected, 3, (6, 6), (4, 5))
-            got = FeatureExtractor(ours, layer=layer, facet=facet).extract(x)
-            assert expected.std() > 0.05
-            torch.testing.assert_close(got, expected.permute(0, 3, 1, 2), atol=1e-5, rtol=1e-5)
-    assert len(outputs) == 12
-
-
 @pytest.mark.parametrize(("facet", "run"), [("token", 2), ("key", 1)])
-@pytest.mark.parametrize("make", [timm_net, lambda: upstream_pair()[1]], ids=["timm", "detectron2"])
+@pytest.mark.parametrize("make", [timm_net, lambda: ViT(**VITDET)], ids=["timm", "detectron2"])
 def test_only_the_blocks_needed_are_run(make, facet: str, run: int) -> None:
     net = make()
     called: list[int] = []
@@ -151,7 +67,7 @@ def test_only_the_blocks_needed_are_run(make, facet: str, run: int) -> None:
 def test_projections_of_another_width() -> None:
     if "num_kv_heads" not in inspect.signature(Eva).parameters:
         pytest.skip("this timm has no keys that heads share")
-    net = timm_net("dinov3", attn_type="rope", qkv_fused=False, num_kv_heads=2)
+    net = timm_net("vit_small_patch16_dinov3", attn_type="rope", qkv_fused=False, num_kv_heads=2)
     key, query = (FeatureExtractor(net, BilinearUpsample(), facet=facet) for facet in ("key", "query"))
     assert key.output_shape()["last_feat"].channels == 24
     assert query.output_shape()["last_feat"].channels == 48
@@ -161,8 +77,7 @@ def test_projections_of_another_width() -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_lifted(steps: int) -> None:
-    net, lift = timm_net("registers"), LiFT(48, 14)
-    randomise(lift, 2)
+    net, lift = timm_net(REGISTERS, img_size=70), randomise(LiFT(48, 14), seed=2)
     extractor = FeatureExtractor(net, lift, layer=1, facet="key", steps=steps, out_feature="lifted").eval()
     x = images(net)
     with torch.no_grad():
@@ -177,18 +92,16 @@ def test_lifted(steps: int) -> None:
 @pytest.mark.parametrize(
     ("make", "kwargs", "message"),
     [
-        (timm_net, {"layer": 3}, "layer=3"),
         (timm_net, {"layer": -4}, "layer=-4"),
         (timm_net, {"facet": "keys"}, "'keys'"),
         (timm_net, {"facet": "key", "final_norm": True}, "final_norm"),
         (lambda: timm_net(final_norm=False), {"final_norm": True}, "final_norm"),
-        (lambda: upstream_pair()[1], {"final_norm": True}, "final_norm"),
-        (lambda: UpstreamViT(**UPSTREAM), {}, r"lift_det\.ViT"),
+        (lambda: ViT(**VITDET), {"final_norm": True}, "final_norm"),
+        (lambda: UpstreamViT(**VITDET), {}, r"lift_det\.ViT"),
         (timm_net, {"steps": -1}, "steps=-1"),
         (timm_net, {"lift": LiFT(48, 8)}, "48 .* 8 .* 48 .* 16"),
         (timm_net, {"lift": LiFT(64, 16)}, "64 .* 48"),
         (timm_net, {"ignore_mismatch": ["backbones"]}, "'backbones'"),
-        (lambda: TimmViT("vit_small_patch16_18x2_224", **SMALL, img_size=64), {"facet": "value"}, "Parallel.*value"),
     ],
 )
 def test_impossible_features(make, kwargs: dict, message: str) -> None:
@@ -288,7 +201,7 @@ def test_of_model_takes_the_trainings_features_and_checks_another_lift(tmp_path)
 
 
 def test_feature_spec() -> None:
-    spec = FeatureExtractor(timm_net("registers"), layer=-2, facet="key").feature_spec()
+    spec = FeatureExtractor(timm_net(REGISTERS, img_size=70), layer=-2, facet="key").feature_spec()
     assert len(spec.weights.split()) > 12
     assert dataclasses.replace(spec, weights=None).to_metadata() == {
         "backbone": "vit_small_patch14_reg4_dinov2 depth=3 embed_dim=48 num_heads=4",  # the image size is no other net
@@ -300,45 +213,37 @@ def test_feature_spec() -> None:
         "pixel_mean": "123.675 116.28 103.53",
         "pixel_std": "58.395 57.12 57.375",
     }
-    assert FeatureExtractor(timm_net("registers"), layer=1, facet="key").feature_spec(weights=False).weights is None
-    ours = FeatureExtractor(upstream_pair()[1]).feature_spec()
+    ours = FeatureExtractor(ViT(**VITDET)).feature_spec()
     assert ours.backbone == "detectron2 ViT(embed_dim=48, depth=3, num_heads=4, patch_size=16)"
     assert (ours.layer, ours.final_norm, ours.pixel_mean) == (2, False, None)
     named = TimmViT("vit_tiny_patch16_224", **SMALL, act_layer=nn.ReLU, drop_path_rate=0.1, init_values=None)
     assert named.description == "vit_tiny_patch16_224 act_layer=ReLU depth=3 embed_dim=48 num_heads=4"
-
-
-def test_fingerprint_does_not_depend_on_the_grid() -> None:
     small, large = timm_net(), timm_net(img_size=128)
     large.load_state_dict({k: v for k, v in small.state_dict().items() if "pos_embed" not in k}, strict=False)
-    assert weights_fingerprint(small) == weights_fingerprint(large)
-    assert small.description == large.description
+    assert small.feature_spec() == large.feature_spec()
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """Weights of timm_net()."""
-    path = tmp_path / "vit.safetensors"
-    save_file({k: v.contiguous() for k, v in timm_net().vit.state_dict().items()}, str(path))
-    return path
+def net(tmp_path: Path) -> TimmViT:
+    """timm_net(), built with its weights."""
+    save_file({k: v.contiguous() for k, v in timm_net().vit.state_dict().items()}, str(tmp_path / "vit.safetensors"))
+    return TimmViT("vit_tiny_patch16_224", checkpoint=tmp_path / "vit.safetensors", **SMALL, img_size=64).eval()
 
 
-def with_weights(checkpoint: Path, **kwargs) -> TimmViT:
-    name, small, _ = NETS["vit"]
-    return TimmViT(name, checkpoint=checkpoint, **{**small, **kwargs}).eval()
+@pytest.mark.parametrize("build", [FeatureExtractor, pyramid_on])
+def test_lift_of_the_same_features(build, net: TimmViT, tmp_path: Path) -> None:
+    save_lift(LiFT(48, 16), tmp_path / "no_features.safetensors")
+    unknown = load_lift(tmp_path / "no_features.safetensors")
+    lift = trained_lift(FeatureExtractor(net), tmp_path)
+    for same in (net, copy.deepcopy(net).half()):
+        for fitting in (lift, unknown, LiFT(48, 16), BilinearUpsample(), None):
+            build(same, fitting)
+    lazy = build(net, LazyUpsampler("lift_plus")).lift
+    assert (type(lazy), lazy.in_channels, lazy.patch_size) == (LiFTPlus, 48, 16)
+    assert lazy.feature_spec.backbone == net.description
 
 
-def test_lift_of_the_same_features(checkpoint: Path, tmp_path: Path) -> None:
-    net = with_weights(checkpoint)
-    lift = trained_lift(FeatureExtractor(net), tmp_path / "lift.safetensors")
-    silent = tmp_path / "silent.safetensors"  # does not state its features
-    save_lift(LiFT(48, 16), silent)
-    for same in (net, with_weights(checkpoint).half()):
-        for fitting in (lift, LiFT(48, 16), load_lift(silent), BilinearUpsample(), None):
-            FeatureExtractor(same, fitting)
-            LiFTFeaturePyramid(same, fitting, "last_feat", 8, (4, 8, 16))
-
-
+@pytest.mark.parametrize("build", [FeatureExtractor, pyramid_on])
 @pytest.mark.parametrize(
     ("name", "trained_with", "given"),
     [
@@ -349,53 +254,36 @@ def test_lift_of_the_same_features(checkpoint: Path, tmp_path: Path) -> None:
         ("weights", "1", "tensor 0"),
     ],
 )
-def test_lift_of_other_features(name: str, trained_with: str, given: str, checkpoint: Path, tmp_path: Path) -> None:
-    net = with_weights(checkpoint)
-    lift = trained_lift(FeatureExtractor(net), tmp_path / "lift.safetensors", **{name: trained_with})
-    for build in (
-        lambda **kwargs: FeatureExtractor(net, lift, **kwargs),
-        lambda **kwargs: LiFTFeaturePyramid(net, lift, "last_feat", 8, (4, 8, 16), **kwargs),
-    ):
-        with pytest.raises(CheckpointError, match=f"{name}: .*{trained_with.split()[-1]}.*{given}") as caught:
-            build()
-        assert f"ignore_mismatch=['{name}']" in str(caught.value)  # nothing else differs
-        build(ignore_mismatch=(name,))
+def test_lift_of_other_features(build, name: str, trained_with: str, given: str, net: TimmViT, tmp_path: Path) -> None:
+    lift = trained_lift(FeatureExtractor(net), tmp_path, **{name: trained_with})
+    with pytest.raises(CheckpointError, match=f"{name}: .*{trained_with.split()[-1]}.*{given}") as caught:
+        build(net, lift)
+    assert f"ignore_mismatch=['{name}']" in str(caught.value)  # nothing else differs
+    build(net, lift, ignore_mismatch=(name,))
 
 
-def test_lift_of_another_block(checkpoint: Path, tmp_path: Path) -> None:
-    net = with_weights(checkpoint)
-    lift = trained_lift(FeatureExtractor(net, layer=1, facet="key"), tmp_path / "lift.safetensors")
-    FeatureExtractor(net, lift, layer=-2, facet="key")
-    with pytest.raises(CheckpointError, match="(?s)'1'.*'2'.*'key'.*'token'"):
-        LiFTFeaturePyramid(net, lift, "last_feat", 8, (4, 8, 16))
-    # a pyramid on those features
-    extractor = FeatureExtractor(net, layer=1, facet="key")
-    pyramid = LiFTFeaturePyramid(extractor, lift, "last_feat", 8, (4, 8, 16), freeze_net=True)
-    assert pyramid(images(net, 4, 4))["p3"].shape == (2, 8, 8, 8)
+def test_pyramid_on_another_block(net: TimmViT, tmp_path: Path) -> None:
+    extractor = FeatureExtractor(net, layer=-2, facet="key")
+    lift = trained_lift(extractor, tmp_path)
+    assert pyramid_on(extractor, lift, freeze_net=True)(images(net, 4, 4))["p3"].shape == (2, 8, 8, 8)
+    for other in (net, ViT(**VITDET)):
+        with pytest.raises(CheckpointError, match="(?s)'1'.*'2'.*'key'.*'token'"):
+            pyramid_on(other, lift)
+    pyramid_on(UpstreamViT(**VITDET), lift)  # does not describe its features
 
 
-def test_weights_are_compared_where_they_are_known(checkpoint: Path, tmp_path: Path) -> None:
-    lift = trained_lift(FeatureExtractor(timm_net(seed=7)), tmp_path / "lift.safetensors")
-    net = with_weights(checkpoint)
-    for build in (FeatureExtractor, lambda *args: LiFTFeaturePyramid(*args, "last_feat", 8, (4, 8, 16))):
-        with pytest.raises(CheckpointError, match="weights"):
-            build(net, lift)
-    # random ones may be replaced by an init_checkpoint, and are checked by hand
-    later = FeatureExtractor(timm_net(), lift)
-    LiFTFeaturePyramid(later.net, lift, "last_feat", 8, (4, 8, 16))
-    later.net.load_state_dict(timm_net(seed=7).state_dict())
+@pytest.mark.parametrize("build", [FeatureExtractor, pyramid_on])
+def test_weights_are_compared_where_they_are_known(build, net: TimmViT, tmp_path: Path) -> None:
+    lift = trained_lift(FeatureExtractor(timm_net(seed=7)), tmp_path)
+    with pytest.raises(CheckpointError, match="weights"):
+        build(net, lift)
+    later = timm_net()  # random weights may be replaced later
+    build(later, lift)
+    later.load_state_dict(timm_net(seed=7).state_dict())
     lift.trained_on.check(later.feature_spec())
-    later.net.load_state_dict(net.state_dict())
+    later.load_state_dict(net.state_dict())
     with pytest.raises(CheckpointError, match="lift.safetensors"):
         lift.trained_on.check(later.feature_spec(), source="lift.safetensors")
-
-
-def test_backbones_of_detectron2(tmp_path: Path) -> None:
-    _, ours = upstream_pair()
-    lift = trained_lift(FeatureExtractor(timm_net()), tmp_path / "lift.safetensors")
-    with pytest.raises(CheckpointError, match=r"detectron2 ViT\(embed_dim=48"):
-        LiFTFeaturePyramid(ours, lift, "last_feat", 8, (4, 8, 16))
-    LiFTFeaturePyramid(UpstreamViT(**UPSTREAM), lift, "last_feat", 8, (4, 8, 16))
 
 
 def _training(lift=None, **which):
@@ -428,10 +316,3 @@ def test_a_lift_is_compared_with_a_vit_that_is_loaded_later(tmp_path):
         load({name: value * 1.5 for name, value in own.items()})
     # a fine-tuned detector has both: they belong together
     load({name: value * 1.5 for name, value in model.state_dict().items() if name.startswith("backbone.")})
-
-
-def test_lazy_upsamplers_are_built_for_the_features():
-    net = timm_net("registers")
-    lift = FeatureExtractor(net, LazyUpsampler("lift_plus")).lift
-    assert (type(lift), lift.in_channels, lift.patch_size) == (LiFTPlus, 48, 14)
-    assert lift.feature_spec.backbone == net.description

@@ -65,15 +65,6 @@ def test_without_lift_it_is_upstreams(strides, norm):
     assert isinstance(ours, SimpleFeaturePyramid)
 
 
-def test_initialisation_is_upstreams():
-    arguments = dict(in_feature="last_feat", out_channels=8)
-    torch.manual_seed(3)
-    upstream = SimpleFeaturePyramid(Patches(), **arguments, scale_factors=(4.0, 2.0, 1.0, 0.5))
-    torch.manual_seed(3)
-    ours = LiFTFeaturePyramid(Patches(), None, **arguments)
-    assert all(torch.equal(v, ours.state_dict()[k]) for k, v in upstream.state_dict().items())
-
-
 @pytest.mark.parametrize(
     ("patch_size", "kwargs", "vit_sees", "strides"),
     [
@@ -89,16 +80,11 @@ def test_initialisation_is_upstreams():
 )
 def test_strides_and_what_the_vit_sees(patch_size, kwargs, vit_sees, strides):
     pyramid = _pyramid(patch_size, **kwargs).eval()
-    x = torch.randn(1, 3, 128, 128)
-    out = pyramid(x)
+    out = pyramid(torch.randn(1, 3, 128, 256))
     assert [shape.stride for shape in pyramid.output_shape().values()] == strides
-    assert {k: 128 // v.shape[-1] for k, v in out.items()} == {f"p{s.bit_length() - 1}": s for s in strides}
-    assert tuple(pyramid.net.seen[-2:]) == (vit_sees, vit_sees)
-
-
-def test_rectangles():
-    out = _pyramid(14, input_scale=14 / 16).eval()(torch.randn(2, 3, 64, 160))
-    assert [tuple(v.shape[-2:]) for v in out.values()] == [(16, 40), (8, 20), (4, 10), (2, 5)]
+    sizes = {f"p{s.bit_length() - 1}": (128 // s, 256 // s) for s in strides}
+    assert {name: tuple(level.shape[-2:]) for name, level in out.items()} == sizes
+    assert tuple(pyramid.net.seen[-2:]) == (vit_sees, 2 * vit_sees)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +153,7 @@ def test_freezing_survives_train_and_keeps_statistics(freeze_net, freeze_lift):
     sum(level.square().mean() for level in pyramid(torch.randn(2, 3, 64, 64)).values()).backward()
     # every parameter that may train has a gradient: DDP needs no find_unused_parameters
     assert all(p.grad is not None for p in pyramid.parameters() if p.requires_grad)
+    assert freeze_net or pyramid.net.proj.weight.grad.abs().sum() > 0  # through a frozen LiFT too
     optimizer.step()
     changed = {k for k, v in pyramid.state_dict().items() if not torch.equal(v, before[k])}
     assert any(k.startswith("simfp_2.") for k in changed)
@@ -175,12 +162,6 @@ def test_freezing_survives_train_and_keeps_statistics(freeze_net, freeze_lift):
         weights = {k for k in changed if k.startswith(prefix) and k.endswith("weight")}
         assert bool(statistics) is not frozen
         assert bool(weights) is not frozen
-
-
-def test_frozen_lift_passes_gradients_to_the_vit():
-    pyramid = _pyramid(freeze_lift=True)
-    pyramid(torch.randn(2, 3, 64, 64))["p2"].square().mean().backward()
-    assert pyramid.net.proj.weight.grad.abs().sum() > 0
 
 
 def test_upsamplers_have_to_follow_output_size():

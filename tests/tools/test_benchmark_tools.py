@@ -1,4 +1,4 @@
-"""The benchmarks: equal work on both sides, and tables of numbers."""
+"""The benchmarks: both sides compute the same, and tables are complete."""
 
 import argparse
 import sys
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+
+from lift_det.layers import rel_pos_attention
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CONFIG = "COCO/mask_rcnn_vitdet_b_100ep"
@@ -54,7 +57,7 @@ def build_sides(part, size, mode, stock=(), config=CONFIG):
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_every_attention_does_the_same_work(both):
+def test_implementations_of_attention_agree(both):
     from benchmark_ops import STOCK, attention_job
 
     expected = attention_job(3, (5, 7), 2, 16, "fp32", both, "cpu", STOCK)()
@@ -64,7 +67,7 @@ def test_every_attention_does_the_same_work(both):
         torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_every_mask_is_the_same():
+def test_implementations_of_masks_agree():
     from benchmark_ops import STOCK, mask_job
 
     for op in ("paste_masks", "mask_to_rle"):
@@ -89,16 +92,44 @@ def test_table_of_ops(capsys):
 def test_table_of_models(capsys):
     import benchmark_model
 
-    options = "--part backbone --mode infer --image-size 64 --device cpu --repeats 2 --threads 1 --outputs"
+    options = "--part backbone --mode infer --image-size 64 --device cpu --repeats 2 --threads 1 --outputs --floor"
     benchmark_model.main([CONFIG, *options.split(), *TINY])
     output = capsys.readouterr().out
     header, *rows = rows_of(output)
+    rows, floors = rows[:2], rows[3:]
     assert [row[:2] for row in rows] == [["detectron2", "infer"], ["lift_det", "infer"]]
     for row in rows:
         assert len(row) == len(header)
         assert all(number(row[i]) > 0 for i in (3, 5, 6, 7))
     assert rows[0][5] == "1.000"
     assert 0 <= float(output.split("in fp32 by ")[1].split()[0].rstrip(".")) < 1e-5
+    for row in floors:
+        products, rate, convolutions, convolution_rate, floor, median, ratio = map(number, row[2:])
+        assert floor == pytest.approx(products / rate + convolutions / convolution_rate, rel=2e-3)
+        assert ratio == pytest.approx(floor / median, abs=1e-3, rel=2e-3)
+    assert [row[0] for row in floors] == ["detectron2", "lift_det"] and floors[0][4] == floors[1][4]
+
+
+def test_operations_are_counted():
+    from operation_floor import count_operations
+
+    x, weight, kernel = torch.ones(5, 7), torch.ones(11, 7), torch.ones(3, 2, 3, 3)
+    q, tables = torch.ones(1, 2, 20, 8, requires_grad=True), (torch.ones(7, 8), torch.ones(9, 8))
+
+    def attend():
+        return rel_pos_attention(q, q, q, *tables, (4, 5), (4, 5), 1.0)
+
+    per_key = 2 * 2 * 20 * 8
+    for job, products, convolutions in [
+        (lambda: F.linear(x, weight), 770, 0),
+        (lambda: F.conv2d(x.T[None, :, :, None], weight[:, :, None, None]), 770, 0),
+        (lambda: F.conv2d(torch.ones(1, 2, 6, 6), kernel), 0, 2 * 16 * kernel.numel()),
+        (lambda: F.scaled_dot_product_attention(q, q, q), 2 * 20 * per_key, 0),
+        (attend, (2 * 20 + 9) * per_key, 0),
+        # the backward pass: five products with the keys; the bias again and its two gradients
+        (lambda: attend().sum().backward(), (7 * 20 + 4 * 9) * per_key, 0),
+    ]:
+        assert count_operations(job)[0] == {"products": products, "convolutions": convolutions}
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])

@@ -32,26 +32,15 @@ def detections(height, width, *boxes, classes=(0,), rle=False):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((500, 700), (500, 700)),
-        ((1, 1), (480, 480)),
-        ((100, 200), (300, 600)),
-        ((600, 800), (600, 800)),
-        ((1, 600), (1, 600)),
-        ((600, 1), (600, 1)),
-        ((3, 16384), (2, 8192)),
-        ((1, 70_000), (1, 8192)),
-    ],
+    ("size", "expected"), [((100, 200), (300, 600)), ((600, 800), (600, 800)), ((1, 70_000), (1, 8192))]
 )
 def test_size(size, expected):
     """That of the image; small ones are enlarged by a whole number, large ones reduced to what matplotlib can draw."""
     image = np.full((*size, 3), 100, np.uint8)
-    instances = detections(*size, (0, 0, -(-size[1] // 2), size[0]))
+    instances = detections(*size, (0, 0, size[1] // 2, size[0]))
     picture = draw_detections(image, instances, METADATA)
-    assert picture.shape == (*expected, 3) and picture.dtype == np.uint8
-    assert (image == 100).all()
-    if min(size) > 3:  # the left half, and nothing beside it
+    assert picture.shape == (*expected, 3) and picture.dtype == np.uint8 and (image == 100).all()
+    if size[0] > 1:  # the left half, and nothing beside it
         changed = (np.abs(picture.astype(int) - 100) > 8).any(-1)
         assert changed[:, : expected[1] // 2 - 4].all() and not changed[:, expected[1] // 2 + 4 :].any()
     if max(size) < 480:
@@ -68,23 +57,21 @@ def test_each_class_has_its_colour():
     swapped = detections(500, 500, *boxes[::-1], classes=(1, 0))
     np.testing.assert_array_equal(draw_detections(image, swapped, METADATA), picture)
     # detectron2's palette, which is smaller than the number of classes
-    instances = detections(500, 500, *boxes, classes=(0, 99))
     named = Metadata(thing_classes=[str(i) for i in range(100)])
-    picture = draw_detections(image, instances, named)
-    assert np.array_equal(draw_detections(image, instances, named), picture)
+    picture = draw_detections(image, detections(500, 500, *boxes, classes=(0, 99)), named)
     assert np.abs(picture[180, 180].astype(int) - picture[430, 430]).max() > 20
     assert np.array_equal(draw_detections(image, detections(500, 500), METADATA), image)
 
 
 def test_mask_formats():
-    image = np.full((120, 160, 3), 128, np.uint8)
-    bits = draw_detections(image, detections(120, 160, (10, 10, 60, 70)), METADATA)
-    rle = draw_detections(image, detections(120, 160, (10, 10, 60, 70), rle=True), METADATA)
-    np.testing.assert_array_equal(bits, rle)
-    without = detections(120, 160, (10, 10, 60, 70))
+    image = np.full((500, 500, 3), 128, np.uint8)
+    box = (50, 50, 200, 200)
+    bits = draw_detections(image, detections(500, 500, box), METADATA)
+    np.testing.assert_array_equal(draw_detections(image, detections(500, 500, box, rle=True), METADATA), bits)
+    without = detections(500, 500, box)
     without.remove("pred_masks")
     outline = draw_detections(image, without, METADATA)
-    assert (outline[160, 160] == 128).all() and (bits[160, 160] != 128).any()  # enlarged three times
+    assert (outline[180, 180] == 128).all() and (bits[180, 180] != 128).any()
 
 
 class Oracle(nn.Module):
@@ -127,16 +114,14 @@ def test_predictions_beside_the_ground_truth(tmp_path):
     assert (unsure == 90).all() and np.array_equal(truth, same)
     assert 0 < (truth != sure).any(-1).mean() < 0.02  # only the label differs, by the score
     assert np.array_equal(draw_pair(record, rle=True)[1], sure)
-    model = Oracle(0.9).train()
-    picture_predictions(model, record, METADATA, lambda d: d)
-    assert model.training
 
 
 def test_grid_of_pairs(tmp_path):
-    record = image_with(tmp_path, {"segmentation": POLYGON})
-    draw_predictions(Oracle(0.9), [record] * 3, METADATA, lambda d: d, tmp_path / "predictions.png")
+    record, model = image_with(tmp_path, {}), Oracle(0.9).train()
+    draw_predictions(model, [record] * 3, METADATA, lambda d: d, tmp_path / "predictions.png")
+    assert model.training
     picture = cv2.imread(str(tmp_path / "predictions.png"))[6:, 6:, ::-1]
-    pair = np.pad(picture_predictions(Oracle(0.9), record, METADATA, lambda d: d), ((0, 6), (0, 6), (0, 0)))
+    pair = np.pad(picture_predictions(model, record, METADATA, lambda d: d), ((0, 6), (0, 6), (0, 0)))
     pair[-6:] = pair[:, -6:] = 255
     np.testing.assert_array_equal(picture, np.block([[[pair], [pair]], [[pair], [np.full_like(pair, 255)]]]))
 
@@ -144,8 +129,7 @@ def test_grid_of_pairs(tmp_path):
 def test_ground_truth_with_polygons_rle_or_no_masks(tmp_path):
     mask = np.zeros((64, 64), np.uint8, order="F")
     mask[8:40, 8:40] = 1
-    counts = np.diff(np.flatnonzero(np.diff(mask.ravel("F"), prepend=0, append=0)), prepend=0).tolist()
-    uncompressed = {"size": [64, 64], "counts": [*counts, 64 * 64 - sum(counts)]}
+    uncompressed = {"size": [64, 64], "counts": [8 * 64 + 8, *[32, 32] * 31, 32, 24 * 64 + 24]}
 
     def truth(*annotations):
         return draw_pair(image_with(tmp_path, *annotations))[0]

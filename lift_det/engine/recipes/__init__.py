@@ -1,4 +1,4 @@
-"""Configs for a user's own data."""
+"""Configs for your own data."""
 
 from .detector import check_own_coco, fit_config, own_coco, use_dataset
 from .pretraining import pretraining_config

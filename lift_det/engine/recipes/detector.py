@@ -1,4 +1,4 @@
-"""Fits a detector's config to a data set in COCO's format."""
+"""Fits a detector's config to a dataset in COCO's format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit_config(
     learning_rate: float | None = None,
     log: Callable[[str], object] = print,
 ) -> None:
-    """Fits a detector's config to a data set, for :func:`lift_det.engine.do_train`.
+    """Fits a detector's config to a dataset, for :func:`lift_det.engine.do_train`.
 
     Sets the data, the classes (:func:`fit_classes`), the schedule (:func:`fit_schedule`), device, precision, trainer,
     and hooks for the best checkpoint, pictures in TensorBoard and a progress bar.
@@ -53,7 +53,7 @@ def fit_config(
         log: called with text about the data and the settings.
 
     Raises:
-        DatasetError: the data set has errors.
+        DatasetError: the dataset has errors.
         CheckpointError: the file ``lift`` is missing or is not a LiFT.
         ValueError: the config is not a detector's, has no LiFT, or a number is out of range.
     """
@@ -243,16 +243,16 @@ def check_own_coco(
     categories: Mapping[int, str] | None = None,
     log: Callable[[str], object] = print,
 ) -> CocoCheck:
-    """Checks a data set, and writes the findings to a folder.
+    """Checks a dataset, and writes the findings to a folder.
 
     Args:
         dataset: ``"annotations.json:images/"``.
         folder: receives ``findings.txt``.
-        categories: names by id that the data set must have.
+        categories: names by id that the dataset must have.
         log: called with a summary of the findings.
 
     Raises:
-        DatasetError: the data set has errors, which the summary names.
+        DatasetError: the dataset has errors, which the summary names.
     """
     json_file, image_root = parse_dataset(dataset)
     check = check_coco(json_file, image_root, thing_classes=categories, progress=True)
@@ -269,18 +269,18 @@ def check_own_coco(
 
 
 def own_coco(check: CocoCheck, folder: str | os.PathLike) -> CocoCheck:
-    """Writes the usable part of a checked data set to a folder. Returns the check with the path of that file."""
+    """Writes the usable part of a checked dataset to a folder. Returns the check with the path of that file."""
     json_file = os.path.abspath(write_own_coco(check, folder))
     return replace(check, json_file=json_file, image_root=os.path.abspath(check.image_root))
 
 
 def hold_out(check: CocoCheck, every: int = 10) -> tuple[CocoCheck, CocoCheck]:
-    """Splits a data set: every ``every``-th image is held out. Returns the rest and the held-out part."""
+    """Splits a dataset: every ``every``-th image is held out. Returns the rest and the held-out part."""
     images = check.cleaned["images"]
     if len(images) < every:
         raise DatasetError(
             f"'{check.json_file}' has {len(images)} usable images, too few to hold out every {every}th for the "
-            "evaluation: name a data set for it (--val)."
+            "evaluation: name a dataset for it (--val)."
         )
     held_out = {image["id"] for image in images[every - 1 :: every]}
     stem, suffix = os.path.splitext(check.json_file)
@@ -296,7 +296,7 @@ def hold_out(check: CocoCheck, every: int = 10) -> tuple[CocoCheck, CocoCheck]:
 
 
 def use_dataset(cfg: DictConfig, split: str, data: CocoCheck) -> None:
-    """Sets the ``"train"`` or ``"test"`` data set of a detector's LazyConfig. It need not be registered."""
+    """Sets the ``"train"`` or ``"test"`` dataset of a detector's LazyConfig. It need not be registered."""
     cfg.dataloader[split].dataset = LazyCall(load_own_coco)(
         names=data.json_file,  # unique: a process may use several files called my_val.json
         json_file=data.json_file,

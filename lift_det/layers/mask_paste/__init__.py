@@ -1,4 +1,4 @@
-"""Pasting of instance masks into their image, and their encoding as COCO RLE."""
+"""Pasting of instance masks into an image, and encoding of the result as COCO RLE."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def paste_masks(
 ) -> Tensor:
     """Resizes each mask to its box bilinearly and pastes it into an image, as detectron2's ``paste_masks_in_image``.
 
-    On the CPU the result equals detectron2's bit by bit; a box outside of the image gives an empty mask, where
-    detectron2 may raise an error. On a GPU the result follows detectron2's for GPUs, which extends half a mask cell
-    past the box, and may differ from it where a value is within rounding of the threshold. Values must not be NaN.
+    On the CPU the result equals detectron2's bit by bit, except that a box outside of the image gives an empty mask and
+    no error. On a GPU it equals detectron2's on a GPU, which extends masks past their box by half a cell, except for
+    pixels whose value is within rounding of the threshold. Masks must not contain NaN.
 
     Args:
-        masks: (N, M, M), probabilities. Integers and bool count as 0 and 1.
-        boxes: (N, 4) or detectron2's ``Boxes``: x0, y0, x1, y1 in pixels. The first pixel spans 0 to 1.
+        masks: (N, M, M), probabilities; integers and bool are converted to float.
+        boxes: (N, 4) or detectron2's ``Boxes``: x0, y0, x1, y1 in pixels, where the first pixel spans 0 to 1.
         image_shape: height and width in pixels.
-        threshold: pixels with at least this value are in the mask. If negative, the values are returned, times 255.
-        implementation: ``"torch"`` runs on any device; ``"triton"`` is a kernel for CUDA tensors; ``"auto"`` is
-            ``"triton"`` where it can run and ``"torch"`` elsewhere.
+        threshold: pixels with at least this value are in the mask. If negative, the values times 255 are returned.
+        implementation: ``"torch"`` for any device, ``"triton"`` for CUDA tensors, or ``"auto"`` for ``"triton"`` if it
+            supports the arguments and ``"torch"`` otherwise.
 
     Returns:
         (N, H, W) bool; uint8 if the threshold is negative or, as in detectron2, if there are no masks.
@@ -59,16 +59,16 @@ def mask_to_rle(
     threshold: float = 0.5,
     implementation: str = "auto",
 ) -> list[dict[str, Any]]:
-    """Encodes pasted masks as COCO RLE, without building the image.
+    """Encodes pasted masks as COCO RLE, without creating the image.
 
-    The bytes equal those of ``pycocotools.mask.encode`` of each mask of :func:`paste_masks`.
+    The result equals ``pycocotools.mask.encode`` of each mask of :func:`paste_masks`.
 
     Args:
         masks, boxes, image_shape, implementation: as for :func:`paste_masks`.
         threshold: as for :func:`paste_masks`, at least 0.
 
     Returns:
-        for each mask {"size": [height, width], "counts": bytes}. JSON needs ``counts.decode("ascii")``.
+        {"size": [height, width], "counts": bytes} for each mask. JSON needs ``counts.decode("ascii")``.
 
     Raises:
         ValueError: invalid shapes, a negative threshold, or an unknown implementation.

@@ -9,8 +9,8 @@ from torch import Tensor
 def sampled_regions(boxes: Tensor, image_shape: tuple[int, int], size: int, threshold: float) -> Tensor:
     """Returns the part of the image outside of which a pasted mask is False.
 
-    On the CPU, detectron2 samples a mask within one pixel of its box; on a GPU it samples the whole image, where a mask
-    falls to zero over half a cell outside of its box. The results differ, and this function follows both.
+    detectron2 samples a mask up to one pixel outside of its box on the CPU, and in the whole image on a GPU, where
+    interpolation extends the mask by half a cell. This function returns the part for the device of ``boxes``.
 
     Args:
         boxes: (N, 4), x0, y0, x1, y1 in pixels of the image.

@@ -13,13 +13,13 @@ def encode(changes: Tensor, number: int, image_shape: tuple[int, int]) -> list[d
     """Encodes masks that are given by their changes.
 
     Args:
-        changes: int64, ascending: the pixels that differ from the previous one in column order, where the pixel before
-            a mask's first is False. Row y, column x of mask n is ``n * (H * W + 1) + x * H + y``.
+        changes: int64, ascending: positions of the pixels that differ from the previous pixel of their mask, column by
+            column. A mask starts after a False pixel. Row y, column x of mask n is ``n * (H * W + 1) + x * H + y``.
         number: number of masks.
         image_shape: H and W.
 
     Returns:
-        for each mask {"size": [H, W], "counts": bytes}, as from ``pycocotools.mask.encode``.
+        {"size": [H, W], "counts": bytes} for each mask, as from ``pycocotools.mask.encode``.
     """
     height, width = image_shape
     area = height * width

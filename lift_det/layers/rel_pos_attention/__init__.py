@@ -1,4 +1,4 @@
-"""Attention with decomposed relative positions, as in ViTDet, without a matrix of all scores."""
+"""Attention with decomposed relative positions, as in ViTDet, without storing all scores."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def rel_pos_attention(
         q_size: (q_h, q_w).
         k_size: (k_h, k_w).
         scale: usually d**-0.5.
-        implementation: ``"reference"`` builds all scores; ``"sdpa"`` uses torch's fused attention on any device;
-            ``"triton"`` is a kernel for CUDA tensors. ``"auto"`` is ``"triton"`` where it can run and ``"sdpa"``
-            elsewhere.
+        implementation: ``"reference"`` stores all scores, ``"sdpa"`` uses PyTorch's fused attention on any device,
+            ``"triton"`` is a kernel for CUDA tensors, and ``"auto"`` is ``"triton"`` if it supports the arguments and
+            ``"sdpa"`` otherwise.
 
     Returns:
         (B, heads, q_h · q_w, d)
@@ -64,7 +64,7 @@ def rel_pos_attention(
 
 
 def _backend(name: str, q: Tensor) -> ModuleType:
-    """docs/speed.md has the measurements behind "auto"."""
+    """Returns the module of an implementation. docs/speed.md has the measurements behind "auto"."""
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{name}'.")
     if name == "reference":

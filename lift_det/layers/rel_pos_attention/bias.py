@@ -1,4 +1,4 @@
-"""Bias terms from queries and relative positions, and the output's memory layout."""
+"""Bias of the scores from queries and relative positions."""
 
 from __future__ import annotations
 

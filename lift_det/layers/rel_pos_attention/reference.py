@@ -1,4 +1,4 @@
-"""The readable reference, which builds all scores."""
+"""Reference implementation, which stores all scores."""
 
 from __future__ import annotations
 

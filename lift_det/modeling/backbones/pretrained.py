@@ -75,7 +75,7 @@ def find_vit(backbone: str, architecture: str | None = None, num_heads: int | No
 
 
 def _implied_architecture(path: str, state: dict, format: str) -> str:
-    """Returns timm's name of a known release. A file does not hold the number of heads, but in these the width does."""
+    """Returns timm's name of a known release. Files do not state the number of heads; its width implies it."""
     stem = state.get("patch_embed.proj.weight")
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     size = _SIZES.get((stem.shape[0], len(blocks))) if stem is not None else None

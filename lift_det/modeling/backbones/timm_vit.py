@@ -29,7 +29,6 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 _HEAD = (r"head(_dist)?\.", r"fc_norm\.", r"attn_pool\.")
 # Arguments that do not change what a trained model computes; positions are resized to any grid.
 _NOT_THE_NETWORK = re.compile(r"img_size|.*drop_rate|weight_init|cache_dir|pretrained_.*")
-_SET_BY_US = ("num_classes", "dynamic_img_size", "checkpoint_path", "features_only")
 
 
 class TimmViT(PlainViT):
@@ -78,10 +77,6 @@ class TimmViT(PlainViT):
         super().__init__()
         if pretrained and checkpoint:
             raise ValueError(f"Either pretrained=True or checkpoint='{checkpoint}', not both.")
-        if model_kwargs.keys() & set(_SET_BY_US):
-            raise ValueError(f"TimmViT sets {', '.join(_SET_BY_US)} itself: leave them out.")
-        if model_kwargs.get("patch_drop_rate"):
-            raise ValueError("patch_drop_rate drops patches in training and leaves no map. Use drop_path_rate.")
         plain_vit_without_weights(name)  # checks the name
         vit = timm.create_model(
             name, pretrained, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path_rate, **model_kwargs

@@ -195,7 +195,7 @@ class Block(_Block):
         return x
 
     def _recomputed_mlp(self, x: Tensor) -> Tensor:
-        """Computes the MLP. Recomputes its activation in the backward pass, which saves a quarter of a block's memory."""
+        """Computes the MLP. Recomputes its activation in the backward pass, to save a quarter of a block's memory."""
         hidden = self.mlp.fc1(x)
         if not torch.is_grad_enabled():
             return self._finish_mlp(hidden)

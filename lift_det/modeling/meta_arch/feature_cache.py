@@ -18,15 +18,15 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 class FeatureCache:
-    """Feature maps in half precision, with one file for each image.
+    """Stores feature maps in half precision, in one file for each image.
 
-    A file's name is a hash of everything that the maps depend on, so that processes and trainings can share a folder.
-    Nothing is ever deleted.
+    File names are hashes of everything that the maps depend on, so that processes and trainings can share a folder.
+    Files are never deleted.
 
     Args:
         folder: created if needed.
         net: the ViT with its weights.
-        settings: everything else about the features: layer, facet, image statistics.
+        settings: all else that the features depend on: layer, facet, image statistics.
     """
 
     def __init__(self, folder: str | os.PathLike, net: nn.Module, settings: Mapping[str, str]) -> None:
@@ -41,13 +41,13 @@ class FeatureCache:
 
         Args:
             images: of any shape and dtype.
-            options: how the maps are computed, such as their sizes.
-            compute: returns the maps of the whole batch, (N, ...) each; called unless all images are in the cache.
+            options: all else that the maps depend on, such as their sizes.
+            compute: returns the maps of the whole batch, (N, ...) each. Called unless all images are in the cache.
         """
         paths = [self._path(image, options) for image in images]
         found = [self._read(path) for path in paths]
         if None in found:
-            # the whole batch, because its sums depend on it, and a resumed training may find some of the images
+            # always the whole batch, because rounding depends on its size, and a resumed training may find a part
             maps = compute()
             for i, path in enumerate(paths):
                 if found[i] is None:
@@ -70,7 +70,7 @@ class FeatureCache:
             return None
 
     def _write(self, path: Path, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Writes maps and returns them as :meth:`_read` will; maps out of half precision's range are not written."""
+        """Writes maps, unless they exceed the range of half precision, and returns them as :meth:`_read` does."""
         half = {name: value.half() for name, value in maps.items()}
         if not all(value.isfinite().all() for value in half.values()):
             return maps

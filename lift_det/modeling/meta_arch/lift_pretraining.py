@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
@@ -19,22 +18,21 @@ from ..upsamplers import FeatureUpsampler, LazyUpsampler, resize, save_lift
 from .checked_loading import CheckedLoading
 from .feature_cache import FeatureCache
 
-#: objective -> (input, target); 2 stands for the features of the image at half size
+#: objective -> (input, target): features of the image with its sides divided by these numbers
 OBJECTIVES = {
     "full_from_half": (2, 1),
     "half_from_quarter": (4, 2),
     "full_from_quarter": (4, 1),
 }
-#: tasks of an evaluation
+#: the same for the tasks of an evaluation
 TASKS = {"2x": (2, 1), "2x_half": (4, 2), "4x": (4, 1)}
 
 
 class LiFTPretraining(CheckedLoading, nn.Module):
     """Trains LiFT to predict an image's features from those of the image at a smaller size (section 3.1 of the paper).
 
-    ``full_from_quarter`` trains the recursion (section 3.3), which the paper leaves untrained. The ViT is frozen.
-    State-dict names are ``backbone.net`` and ``backbone.lift``, so that a checkpoint can initialise a detector.
-    BatchNorm is synchronised across processes.
+    The ViT is frozen. BatchNorm is synchronised across processes. State-dict names are ``backbone.net.*`` and
+    ``backbone.lift.*``, so that a checkpoint can initialise a detector.
     """
 
     def __init__(
@@ -51,30 +49,28 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         losses: Mapping[str, float] | None = None,
         feature_cache: str | os.PathLike = "",
         autocast: str = "",
-        mirror: bool = False,
         freeze_batchnorm: bool = False,
     ) -> None:
         """
         Args:
             net: the ViT.
-            lift: the upsampler to train. A :class:`LazyUpsampler` without a name and a checkpoint is ``"lift_plus"``.
+            lift: the upsampler to train. A :class:`LazyUpsampler` without name and checkpoint builds a ``"lift_plus"``.
             pixel_mean, pixel_std: of the images, RGB, 0 to 255. Default: the ViT's.
-            layer, facet, final_norm: see :class:`lift_det.FeatureExtractor`.
-            objectives: weights of ``full_from_half`` and ``half_from_quarter`` (default: 1 each, as in the paper) and
-                ``full_from_quarter``, which applies LiFT twice and enlarges the image bilinearly in between.
-            losses: weights of ``cosine`` (1 - cosine similarity over channels; default: 1), ``l1``, ``l2`` (mean
-                absolute and squared differences) and ``relative_l2`` (l2 divided by the targets' mean square). Cosine
-                alone leaves the features' norm free.
-            feature_cache: folder for the ViT's maps in half precision; useful if images and crops repeat. Empty for
-                none.
-            autocast: ``"bfloat16"`` or ``"float16"`` for mixed precision in training, on any device; empty for none.
-            mirror: flip images and maps horizontally in every other iteration.
-            freeze_batchnorm: keep LiFT's BatchNorm statistics, and normalise with them in training, for a LiFT that is
-                trained already. A batch computed in parts (``accumulate`` of :class:`Trainer`) then has the gradients
-                of the whole.
+            layer, facet, final_norm: see :meth:`PlainViT.feature_map`.
+            objectives: weights of ``"full_from_half"``, ``"half_from_quarter"`` and ``"full_from_quarter"``. The last
+                one applies LiFT twice (section 3.3), with the image enlarged bilinearly in between. Default: 1 for the
+                first two, as in the paper.
+            losses: weights of ``"cosine"`` (1 - cosine similarity over channels), ``"l1"`` and ``"l2"`` (mean absolute
+                and squared differences) and ``"relative_l2"`` (``"l2"`` divided by the mean square of the target).
+                Default: 1 for ``"cosine"``, which does not train the features' norm.
+            feature_cache: folder for a cache of the ViT's features, for training images that repeat exactly. Default:
+                no cache.
+            autocast: dtype of mixed precision in training, ``"bfloat16"`` or ``"float16"``. Default: none.
+            freeze_batchnorm: normalise with LiFT's BatchNorm statistics in training, and keep them, to continue the
+                training of a LiFT. Gradients then do not depend on ``accumulate`` of :class:`lift_det.engine.Trainer`.
 
         Raises:
-            ValueError: unknown objectives or losses, or image statistics that are unknown.
+            ValueError: an unknown objective, loss or dtype, or the image statistics are unknown.
         """
         super().__init__()
         self.objectives = _check_weights(objectives or {"full_from_half": 1.0, "half_from_quarter": 1.0}, OBJECTIVES)
@@ -87,8 +83,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         self.backbone = FeatureExtractor(
             net, lift, layer=layer, facet=facet, final_norm=final_norm, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
-        if comm.get_world_size() > 1:
-            synchronise_batchnorm(self.backbone.lift)
+        synchronise_batchnorm(self.backbone.lift)
         for name, values in zip(("pixel_mean", "pixel_std"), self.backbone.pixel_statistics(), strict=True):
             self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
         #: number of training iterations, kept in checkpoints
@@ -96,7 +91,6 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         if autocast not in ("", "bfloat16", "float16"):
             raise ValueError(f"autocast is 'bfloat16', 'float16' or empty, not '{autocast}'.")
         self.autocast = autocast
-        self.mirror = mirror
         self.freeze_batchnorm = freeze_batchnorm
         self._counted: int | None = None
         self.feature_cache = feature_cache
@@ -104,11 +98,11 @@ class LiFTPretraining(CheckedLoading, nn.Module):
 
     @property
     def lift(self) -> FeatureUpsampler:
-        """The upsampler in training."""
+        """The upsampler that is trained."""
         return self.backbone.lift
 
     def train(self, mode: bool = True) -> LiFTPretraining:
-        """Sets the mode; the ViT and frozen BatchNorms stay in evaluation mode."""
+        """Sets the mode. The ViT and frozen BatchNorms stay in evaluation mode."""
         super().train(mode)
         self.backbone.net.eval()
         if self.freeze_batchnorm:
@@ -121,12 +115,12 @@ class LiFTPretraining(CheckedLoading, nn.Module):
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | Reconstructions:
         """
         Args:
-            batch: dicts with ``"image"``, uint8 or float (3, H, W), RGB, 0 to 255, all of one size, with H and W
-                multiples of four patches.
+            batch: dicts with ``"image"``: (3, H, W), uint8 or float, RGB, 0 to 255. All images have the same size, with
+                H and W multiples of four patches.
 
         Returns:
-            In training the weighted losses ``loss_<objective>`` (``loss_<objective>_<loss>`` if there are several). In
-            evaluation :class:`Reconstructions`.
+            In training, the weighted losses ``loss_<objective>``, or ``loss_<objective>_<loss>`` if there are several
+            losses. In evaluation, :class:`Reconstructions`.
 
         Raises:
             ValueError: H or W is not a multiple of four patches.
@@ -141,14 +135,14 @@ class LiFTPretraining(CheckedLoading, nn.Module):
             return self._training_losses(*self._inputs(batch))
 
     def _count_step(self) -> None:
-        """Counts an iteration; a trainer may split it into several calls."""
+        """Counts iterations, each of which may call the model several times."""
         iteration = get_event_storage().iter if has_event_storage() else None
         if iteration is None or iteration != self._counted:
             self.steps += 1
         self._counted = iteration
 
     def _inputs(self, batch: list[dict]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Images and features at full, half and quarter size, by the divisor of the size."""
+        """Returns the images and their features by the divisor of the image's size: 1, 2 and 4."""
         raw = [item["image"] for item in batch]
         images = torch.stack(raw).to(self.pixel_mean.device)
         images = (images - self.pixel_mean) / self.pixel_std  # (N, 3, H, W)
@@ -162,8 +156,6 @@ class LiFTPretraining(CheckedLoading, nn.Module):
         return scaled, self._features(raw, scaled)
 
     def _training_losses(self, scaled: dict[int, Tensor], features: dict[int, Tensor]) -> dict[str, Tensor]:
-        if self.mirror and self.steps % 2:
-            scaled, features = ({part: x.flip(-1) for part, x in maps.items()} for maps in (scaled, features))
         losses = {}
         half_from_quarter: Tensor | None = None
         for name, weight in self.objectives.items():
@@ -176,22 +168,22 @@ class LiFTPretraining(CheckedLoading, nn.Module):
                 lifted = self.lift.step(resize(scaled[4], tuple(scaled[2].shape[-2:])), half_from_quarter)
             else:
                 lifted = self.lift.step(scaled[start], features[start])
-            for kind, share in self.losses.items():
+            for kind, factor in self.losses.items():
                 key = f"loss_{name}" if len(self.losses) == 1 else f"loss_{name}_{kind}"
-                # in float32, because half precision's error is as large as what is left to learn
-                losses[key] = weight * share * _LOSSES[kind](lifted.float(), features[end])
+                # in float32, because the rounding of half precision is as large as the remaining loss
+                losses[key] = weight * factor * _LOSSES[kind](lifted.float(), features[end])
         return losses
 
     @torch.no_grad()
     def _features(self, raw: Sequence[Tensor], scaled: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The ViT's maps at each scale: divisor → (N, C, h / divisor, w / divisor)."""
+        """Returns the ViT's features, (N, C, h / divisor, w / divisor), by divisor."""
 
         def compute() -> dict[str, Tensor]:
             return {str(part): self.backbone.extract(images).float() for part, images in scaled.items()}
 
         if not self.feature_cache:
             return {int(part): maps for part, maps in compute().items()}
-        if self._cache is None:  # not in __init__, because a checkpoint may be loaded in between
+        if self._cache is None:  # not created in __init__, because a checkpoint may change the ViT afterwards
             self._cache = FeatureCache(
                 self.feature_cache, self.backbone.net, self.backbone.feature_spec().to_metadata()
             )
@@ -210,7 +202,7 @@ class LiFTPretraining(CheckedLoading, nn.Module):
             modes = ("nearest", "bilinear", "bicubic")
             candidates = {mode: F.interpolate(features[start], size=target, mode=mode) for mode in modes}
             candidates["lift"] = self.lift.upsample(scaled[start], features[start], steps)
-            if steps > 1:  # the second step sees the image itself, not the enlarged one
+            if steps > 1:  # the second step gets the image at half size, not the enlarged quarter
                 candidates["lift_original"] = self.lift.upsample(scaled[end], features[start], steps)
             for name, map_ in candidates.items():
                 results.setdefault(f"cosine_{task}", {})[name] = F.cosine_similarity(map_, true, dim=1).mean((1, 2))
@@ -222,12 +214,12 @@ class LiFTPretraining(CheckedLoading, nn.Module):
 
 
 class Reconstructions(list):
-    """The scores of each image of an evaluation, and the evaluated model.
+    """The scores of each image in an evaluation.
 
-    Each item is ``{"cosine_2x": {"nearest": …, "bilinear": …, "bicubic": …, "lift": …}, …}``: cosine similarity (mean
-    over positions) and relative L2 error (``rel_l2_*``) to the true features, for ``2x`` (full from half), ``2x_half``
-    (half from quarter) and ``4x`` (full from quarter by recursion). ``4x`` also has ``lift_original``, whose second
-    step sees the image at half size rather than the enlarged one.
+    Each item is ``{"cosine_2x": {"nearest": …, "bilinear": …, "bicubic": …, "lift": …}, "rel_l2_2x": …, …}`` with the
+    cosine similarity (mean over positions) and the relative L2 error to the true features. The tasks are ``2x`` (full
+    size from half), ``2x_half`` (half from quarter) and ``4x`` (full from quarter). ``4x`` also has
+    ``"lift_original"``, where the second doubling gets the image at half size instead of the enlarged quarter.
     """
 
     def __init__(self, scores: Sequence[dict[str, dict[str, float]]], model: LiFTPretraining) -> None:
@@ -235,7 +227,7 @@ class Reconstructions(list):
         self._model = model
 
     def save_lift(self, path: str | os.PathLike, metadata: Mapping[str, str]) -> None:
-        """Saves the LiFT with a description of its features and ``metadata``; see :func:`lift_det.save_lift`."""
+        """Saves the trained LiFT with the metadata of its features; see :func:`lift_det.save_lift`."""
         model = self._model
         features = model.backbone.feature_spec().to_metadata()
         save_lift(model.lift, path, {**features, "steps": str(int(model.steps)), **metadata})
@@ -263,7 +255,7 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _check_weights(given: Mapping[str, float], known: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the weights that are not zero."""
+    """Returns the non-zero weights."""
     unknown = [name for name in given if name not in known]
     weights = {name: float(weight) for name, weight in given.items() if weight}
     if unknown or not weights or min(weights.values()) < 0:

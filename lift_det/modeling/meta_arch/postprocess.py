@@ -12,12 +12,12 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from lift_det.layers import mask_to_rle, paste_masks
 
 MASK_FORMATS = ("bitmask", "rle")
-# The masks' name during detectron2's post-processing, which leaves unknown fields alone.
+# Name of the masks during detectron2's post-processing, which does not touch unknown fields.
 _KEPT = "pred_roi_masks"
 
 
 class RLEList(list):
-    """A list of RLEs that can be indexed by tensors, as in ``instances[instances.scores > 0.5]``."""
+    """A list of RLEs that can be indexed by tensors, as the other fields of Instances."""
 
     def __getitem__(self, item: Any) -> Any:
         if isinstance(item, torch.Tensor) and item.dim() == 1:
@@ -33,15 +33,15 @@ class RLEList(list):
 def detector_postprocess(
     results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5, mask_format: str = "bitmask"
 ) -> Instances:
-    """:func:`detectron2.modeling.postprocessing.detector_postprocess` with a choice of mask format.
+    """detectron2's ``detector_postprocess`` with a choice of mask format.
 
     Args:
-        results: of one image, with ``pred_boxes`` in pixels of ``results.image_size`` and optionally ``pred_masks``,
-            (N, 1, M, M) probabilities or ``ROIMasks``. Boxes may be modified in place.
+        results: predictions for one image, with ``pred_boxes`` in pixels of ``results.image_size`` and optionally
+            ``pred_masks``, (N, 1, M, M) probabilities or ``ROIMasks``. Boxes may be modified in place.
         output_height, output_width: in pixels.
-        mask_threshold: minimum probability of a mask's pixels.
-        mask_format: ``"bitmask"`` for ``pred_masks``, (N, height, width) bool; ``"rle"`` for ``pred_masks_rle``,
-            {"size": [height, width], "counts": str} for each mask.
+        mask_threshold: pixels with at least this probability are in the mask.
+        mask_format: ``"bitmask"`` returns ``pred_masks``, (N, height, width) bool; ``"rle"`` returns
+            ``pred_masks_rle``, {"size": [height, width], "counts": str} for each mask.
     """
     if not results.has("pred_masks"):
         return _detector_postprocess(results, output_height, output_width, mask_threshold)

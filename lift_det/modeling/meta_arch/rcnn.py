@@ -16,19 +16,19 @@ from .postprocess import MASK_FORMATS, detector_postprocess
 
 
 class GeneralizedRCNN(CheckedLoading, _GeneralizedRCNN):
-    """:class:`detectron2.modeling.GeneralizedRCNN` with its arguments, state dict and (by default) outputs."""
+    """detectron2's GeneralizedRCNN, with the same state dict, checked loading of checkpoints, and masks as RLE."""
 
     @configurable
     def __init__(self, *, ignore_mismatch: Sequence[str] = (), mask_format: str = "bitmask", **kwargs: Any) -> None:
         """
         Args:
-            ignore_mismatch: prefixes of parts that a checkpoint may fill in part, such as ``["roi_heads"]`` for other
-                classes, or ``["backbone.simfp_"]`` to start a dense pyramid from ViTDet's.
-            mask_format: of the predicted masks: ``"bitmask"`` for upstream's ``pred_masks``, or ``"rle"`` for
-                ``pred_masks_rle``, with {"size": [height, width], "counts": str} for each mask. RLEs are about ten
-                times as fast and need little memory. :class:`lift_det.evaluation.COCOEvaluator` reads both,
-                detectron2's evaluator and visualizer only bitmasks.
-            kwargs: as upstream's.
+            ignore_mismatch: prefixes of parameters of which a checkpoint may have only some, such as ``["roi_heads"]``
+                for other classes, or ``["backbone.simfp_"]`` to initialise a dense pyramid from ViTDet's.
+            mask_format: ``"bitmask"`` predicts ``pred_masks`` as detectron2 does; ``"rle"`` predicts
+                ``pred_masks_rle``, {"size": [height, width], "counts": str} for each mask, about ten times as fast and
+                with little memory. detectron2's evaluator and visualizer need bitmasks;
+                :class:`lift_det.evaluation.COCOEvaluator` supports both.
+            kwargs: see :class:`detectron2.modeling.GeneralizedRCNN`.
 
         Raises:
             ValueError: an unknown mask format.
@@ -44,7 +44,7 @@ class GeneralizedRCNN(CheckedLoading, _GeneralizedRCNN):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
             **super().from_config(cfg),
-            "ignore_mismatch": cfg.MODEL.LIFT.ALLOW_PARTIAL,
+            "ignore_mismatch": cfg.MODEL.IGNORE_MISMATCH,
             "mask_format": cfg.MODEL.LIFT.MASK_FORMAT,
         }
 
@@ -54,16 +54,13 @@ class GeneralizedRCNN(CheckedLoading, _GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> list[dict[str, Instances]] | list[Instances]:
-        """See upstream's; the masks are in ``mask_format``.
-
-        Tracing uses upstream's post-processing, and needs ``"bitmask"``.
-        """
+        """As detectron2's, with masks in ``mask_format``. Tracing needs ``"bitmask"``."""
         if torch.jit.is_tracing() and self.mask_format == "bitmask":
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return results
-        # upstream's inference calls _postprocess of its own class
+        # here, because detectron2's inference calls _postprocess of its own class
         outputs = []
         for instances, batched_input in zip(results, batched_inputs, strict=True):
             image_height, image_width = batched_input["image"].shape[-2:]

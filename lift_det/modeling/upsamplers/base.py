@@ -20,16 +20,12 @@ from ..feature_spec import FeatureSpec
 UPSAMPLERS: dict[str, type[FeatureUpsampler]] = {}
 
 _Class = TypeVar("_Class", bound="type[FeatureUpsampler]")
-# These are in a model's checkpoint themselves.
+# Fields of FeatureSpec that a checkpoint does not store, because it has the ViT itself.
 _NOT_IN_CHECKPOINTS = ("weights", "pixel_mean", "pixel_std")
 
 
 def register_upsampler(name: str) -> Callable[[_Class], _Class]:
-    """Class decorator that registers an upsampler for configs and :func:`build_upsampler`.
-
-    Raises:
-        ValueError: the name is taken.
-    """
+    """Class decorator that registers an upsampler for :func:`build_upsampler`; raises ValueError for a used name."""
 
     def register(upsampler: _Class) -> _Class:
         if name in UPSAMPLERS:
@@ -42,15 +38,16 @@ def register_upsampler(name: str) -> Callable[[_Class], _Class]:
 
 
 class FeatureUpsampler(nn.Module, ABC):
-    """Base class of upsamplers of a ViT's feature map, guided by the image. Subclasses implement :meth:`forward`.
+    """Base class of modules that upsample a ViT's feature map, guided by the image.
 
-    A registered subclass that implements :meth:`settings` can be saved and loaded by name.
+    Subclasses implement :meth:`forward`. To be saved and loaded by name, they also implement :meth:`settings` and are
+    registered with :func:`register_upsampler`.
     """
 
     name: ClassVar[str] = ""  # in the registry
-    in_channels: int | None = None  # C of the features; None for any
-    patch_size: int | None = None  # of the ViT, in pixels; None for any
-    #: arguments that a file has to state although they have a default, because the tensors fit either way
+    in_channels: int | None = None  # C of the features; None accepts any
+    patch_size: int | None = None  # of the ViT, in pixels; None accepts any
+    #: arguments with a default that a file has to state nevertheless, because its tensors fit any value
     stated_by_files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
@@ -64,9 +61,9 @@ class FeatureUpsampler(nn.Module, ABC):
         """Upsamples a feature map.
 
         Args:
-            images: (N, 3, H, W), normalised as for the ViT, of any resolution with the map's aspect ratio. More pixels
-                give more detail; the upsampler resizes the image to its own resolution.
-            features: (N, C, h, w).
+            images: (N, 3, H, W), normalised as for the ViT, with the aspect ratio of the map and any resolution. The
+                upsampler resizes them to the resolution that it needs.
+            features: (N, C, h, w), the ViT's map.
             output_size: (height, width) of the result. Default: (2h, 2w).
 
         Returns:
@@ -74,37 +71,34 @@ class FeatureUpsampler(nn.Module, ABC):
         """
 
     def step(self, images: Tensor, features: Tensor) -> Tensor:
-        """One doubling, (N, C, h, w) → (N, C, 2h, 2w), as used in training and recursion.
-
-        Unlike :meth:`forward` it leaves out what is done once, at the end.
-        """
+        """Doubles a map once, (N, C, h, w) → (N, C, 2h, 2w), without the final processing of :meth:`forward`."""
         return self(images, features)
 
     def upsample(self, images: Tensor, features: Tensor, steps: int) -> Tensor:
-        """Upsamples by 2**steps; 0 steps return ``features``."""
+        """Upsamples a map by 2**steps. Returns ``features`` for 0 steps."""
         if steps == 0:
             return features
         return self(images, features, scaled_size(features, steps))
 
     def settings(self) -> dict[str, Any]:
-        """Returns the constructor arguments by name, of JSON's types; they are saved with the weights."""
+        """Returns the constructor's arguments, which are saved with the weights and have to be JSON types."""
         return {}
 
     @property
     def trained_on(self) -> FeatureSpec:
-        """The features it was trained on, as far as its file states them."""
+        """The features that the upsampler was trained on, as far as its file states them."""
         return FeatureSpec.from_metadata(self.metadata)
 
     def use_features(self, spec: FeatureSpec, ignore_mismatch: Sequence[str] = ()) -> None:
-        """Sets :attr:`feature_spec`, which checkpoints of the model then store.
+        """Sets the features that the upsampler will be given, and which its model's checkpoints state.
 
         Args:
-            spec: of the features that it will be given.
-            ignore_mismatch: fields in which they may differ from the features that it was trained on.
+            spec: the features.
+            ignore_mismatch: fields in which they may differ from the features that the upsampler was trained on.
 
         Raises:
-            ValueError: another width or patch size than the upsampler's.
-            CheckpointError: it was trained on other features.
+            ValueError: the features have another width or patch size than the upsampler.
+            CheckpointError: the upsampler was trained on other features.
         """
         sizes = [(self.in_channels, spec.in_channels), (self.patch_size, spec.patch_size)]
         if any(None not in pair and pair[0] != pair[1] for pair in sizes):
@@ -119,7 +113,7 @@ class FeatureUpsampler(nn.Module, ABC):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # beside the tensors, where torch keeps module versions, so that the names stay the same
+        # torch keeps module versions here; tensors would change the names in the state dict
         if hasattr(destination, "_metadata"):
             metadata = {**settings_to_metadata(self), **self.feature_spec.to_metadata()}
             destination._metadata.setdefault(prefix[:-1], {})[METADATA_KEY] = metadata
@@ -131,25 +125,25 @@ class FeatureUpsampler(nn.Module, ABC):
 
 
 def settings_to_metadata(upsampler: FeatureUpsampler) -> dict[str, str]:
-    """Returns the registered name of an upsampler and, as JSON, its :meth:`FeatureUpsampler.settings`."""
+    """Returns the registered name and, as JSON, the settings of an upsampler."""
     settings = {
         key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         for key, value in upsampler.settings().items()
     }
-    registered = UPSAMPLERS.get(upsampler.name) is type(upsampler)  # not its parent
+    registered = UPSAMPLERS.get(upsampler.name) is type(upsampler)  # False for a subclass
     name = upsampler.name if registered else type(upsampler).__qualname__
     return {"upsampler": name, "settings": json.dumps(settings)}
 
 
 def check_inputs(images: Tensor, features: Tensor) -> None:
-    """Raises ValueError if images (N, 3, H, W) and features (N, C, h, w) do not belong together."""
+    """Raises ValueError unless images (N, 3, H, W) and features (N, C, h, w) have the same N and aspect ratio."""
     if images.dim() != 4 or images.shape[1] != 3 or features.dim() != 4:
         raise ValueError(
             "An upsampler takes images (N, 3, H, W) and features (N, C, h, w); "
             f"got {tuple(images.shape)} and {tuple(features.shape)}."
         )
     (count, _, height, width), (maps, _, h, w) = images.shape, features.shape
-    # integers, because torch.export cannot reason about fractions
+    # in integers, because torch.export cannot reason about fractions
     if count != maps or 2 * abs(height * w - width * h) >= height + width:
         raise ValueError(
             f"{maps} maps of {h}×{w} do not belong to {count} images of {height}×{width} pixels: expected the same "
@@ -158,12 +152,12 @@ def check_inputs(images: Tensor, features: Tensor) -> None:
 
 
 def scaled_size(features: Tensor, steps: int = 1) -> tuple[int, int]:
-    """(height, width) of a map after ``steps`` doublings."""
+    """Returns the height and width of a map after ``steps`` doublings."""
     return features.shape[-2] * 2**steps, features.shape[-1] * 2**steps
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes (N, C, H, W) to ``size`` = (height, width) bilinearly, with antialiasing if it gets smaller."""
+    """Resizes (N, C, H, W) to ``size`` (height, width) bilinearly, with antialiasing if a side becomes smaller."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     smaller = maps.shape[-2] > size[0] or maps.shape[-1] > size[1]

@@ -9,9 +9,8 @@ from .base import FeatureUpsampler, check_inputs, register_upsampler, resize, sc
 
 @register_upsampler("bilinear")
 class BilinearUpsample(FeatureUpsampler):
-    """Bilinear interpolation (``align_corners=False``); ignores the image and has no parameters."""
+    """Bilinear interpolation (``align_corners=False``). Ignores the image and has no parameters."""
 
     def forward(self, images: Tensor, features: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        """See :meth:`FeatureUpsampler.forward`."""
         check_inputs(images, features)
         return resize(features, output_size or scaled_size(features))

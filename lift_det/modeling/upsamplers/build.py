@@ -1,4 +1,4 @@
-"""Building upsamplers by name or from a file, and fitting them to a ViT."""
+"""Building upsamplers by name or from a file, for a ViT."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def build_upsampler(
     checkpoint: str | os.PathLike = "",
     **settings: Any,
 ) -> FeatureUpsampler:
-    """Builds a registered upsampler, or a trained one from its file.
+    """Builds an upsampler by its registered name, or a trained one from its file.
 
     Args:
-        name: in the registry, such as ``"lift"``, ``"lift_plus"`` or ``"bilinear"``. Default: the checkpoint's, or
-            ``"lift"``.
+        name: registered name, such as ``"lift"``, ``"lift_plus"`` or ``"bilinear"``. Default: that of the checkpoint,
+            or ``"lift"``.
         in_channels: C of the ViT's features.
         patch_size: of the ViT, in pixels.
-        checkpoint: a file for :func:`lift_det.load_lift`. Arguments may be left out if the file states them.
-        settings: other arguments of the class; those that are None are left out.
+        checkpoint: a file for :func:`lift_det.load_lift`. Other arguments are not needed if the file states them.
+        settings: other arguments of the upsampler's class. None stands for the file's value or the class's default.
 
     Raises:
-        ValueError: an unknown name.
-        CheckpointError: the file contradicts an argument, or cannot be loaded.
+        ValueError: the name is not registered, or the class has no such setting.
+        CheckpointError: the file cannot be loaded, or contradicts an argument.
     """
     _check_name(name)
     sizes = {"in_channels": in_channels, "patch_size": patch_size}
@@ -45,21 +45,23 @@ def build_upsampler(
     upsampler = UPSAMPLERS[name or "lift"]
     parameters = inspect.signature(upsampler).parameters
     settings.update({key: value for key, value in sizes.items() if key in parameters})
-    return upsampler(**{key: value for key, value in settings.items() if value is not None})
+    settings = {key: value for key, value in settings.items() if value is not None}
+    unknown = sorted(settings.keys() - parameters.keys())
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        raise ValueError(f"'{upsampler.name}' has no setting {', '.join(unknown)}; it has {', '.join(parameters)}.")
+    return upsampler(**settings)
 
 
 class LazyUpsampler:
-    """Arguments of :func:`build_upsampler` without the ViT's width and patch size, for configs::
+    """Arguments of :func:`build_upsampler` for configs. The model builds the upsampler when it knows its ViT.
 
-        model.backbone.lift = L(LazyUpsampler)(name=None, checkpoint="")
-
-    The model builds the upsampler for its ViT.
+    Example: ``model.backbone.lift = L(LazyUpsampler)(name=None, checkpoint="")``.
     """
 
     def __init__(self, name: str | None = None, checkpoint: str | os.PathLike = "", **settings: Any) -> None:
         """
         Args:
-            name: in the registry. Default: the checkpoint's, or the model's own default.
+            name: registered name. Default: that of the checkpoint, or the model's default.
             checkpoint, settings: see :func:`build_upsampler`.
         """
         _check_name(name)
@@ -68,7 +70,7 @@ class LazyUpsampler:
         self.settings = settings
 
     def build(self, in_channels: int | None, patch_size: int | None) -> FeatureUpsampler:
-        """See :func:`build_upsampler`. Sizes in the settings have precedence; the model then checks them."""
+        """Builds the upsampler. Sizes in ``settings`` take precedence over these."""
         stated = {key: value for key, value in self.settings.items() if value is not None}
         sizes = {"in_channels": in_channels, "patch_size": patch_size}
         return build_upsampler(self.name, checkpoint=self.checkpoint, **{**sizes, **stated})
@@ -81,18 +83,18 @@ def fit_upsampler(
     *,
     ignore_mismatch: Sequence[str] = (),
 ) -> FeatureUpsampler | None:
-    """Builds a lazy upsampler and checks that it suits the features.
+    """Builds a lazy upsampler, and checks that an upsampler fits the features of a model.
 
     Args:
-        lift: the upsampler.
-        spec: of the features, without the ViT's weights.
-        source: computes the features. Its weights are compared too if it was built with them; those of a detector often
-            come later, from an ``init_checkpoint``.
+        lift: the upsampler, or None.
+        spec: the features, without a fingerprint of the ViT's weights.
+        source: what computes the features. Its weights are compared too if it was built with them. Those of a detector
+            are often loaded later, from ``train.init_checkpoint``.
         ignore_mismatch: fields of ``spec`` that may differ from the features that the upsampler was trained on.
 
     Raises:
-        CheckpointError: it was trained on other features.
-        ValueError: it does not fit the features' width or patch size, or is no upsampler.
+        CheckpointError: the upsampler was trained on other features.
+        ValueError: the features have another width or patch size than the upsampler, or ``lift`` is no upsampler.
     """
     check_field_names(ignore_mismatch)
     if lift is None:
@@ -105,7 +107,7 @@ def fit_upsampler(
             "Wrap modules of other projects in ExternalUpsampler, and compile with lift.compile()."
         )
     lift.use_features(spec, ignore_mismatch)
-    # reading all weights is slow, so only where they can be compared
+    # a fingerprint reads all weights, so only if it can be compared
     if source is not None and source.weights_given and lift.trained_on.weights is not None:
         lift.trained_on.check(source.feature_spec(), ignore_mismatch)
     return lift
@@ -113,4 +115,4 @@ def fit_upsampler(
 
 def _check_name(name: str | None) -> None:
     if name is not None and name not in UPSAMPLERS:
-        raise ValueError(f"There is no upsampler '{name}': it can be one of {', '.join(sorted(UPSAMPLERS))}.")
+        raise ValueError(f"There is no upsampler '{name}': expected one of {', '.join(sorted(UPSAMPLERS))}.")

@@ -15,15 +15,14 @@ ARGUMENTS = ("image", "features", "output_size")
 
 @register_upsampler("external")
 class ExternalUpsampler(FeatureUpsampler):
-    """Wraps a module of another project. ::
+    """Wraps an upsampler of another project. ::
 
-        # torch.hub downloads AnyUp's code and weights, and runs them; it asks first, unless trust_repo=True
+        lift = ExternalUpsampler(anyup)  # a module that you have loaded
+        # downloads AnyUp's code and weights and runs them; torch.hub asks first without trust_repo=True
         lift = ExternalUpsampler("wimmerth/anyup:anyup", trust_repo=True)
-        lift = ExternalUpsampler(anyup_module)  # or a module that you have loaded yourself
 
-    In a config: ``model.backbone.lift = L(ExternalUpsampler)(source="wimmerth/anyup:anyup")``. JAFAR has the same
-    call; for LoftUp and others with ``(features, image)`` use ``arguments=("features", "image")``. Whether the module's
-    weights suit the ViT is not checked.
+    AnyUp and JAFAR work with the default ``arguments``; LoftUp needs ``arguments=("features", "image")``. It is not
+    checked that the module was trained for the ViT.
     """
 
     def __init__(
@@ -33,17 +32,17 @@ class ExternalUpsampler(FeatureUpsampler):
         Args:
             source: a module or function, or ``"OWNER/REPOSITORY:ENTRY"`` for :func:`torch.hub.load`, which runs the
                 repository's code.
-            arguments: of ``source``, in its order: ``"image"`` (N, 3, H, W), ``"features"`` (N, C, h, w) and
-                ``"output_size"`` (height, width). Without ``"output_size"`` the image is resized to the output size,
-                because such modules upsample to the image's size.
-            hub_arguments: for :func:`torch.hub.load` and the entry.
+            arguments: the arguments of ``source`` in its order: ``"image"`` (N, 3, H, W), ``"features"`` (N, C, h, w)
+                and ``"output_size"`` (height, width). Without ``"output_size"``, ``source`` is expected to upsample to
+                the size of the image, which is resized to the output size first.
+            hub_arguments: further arguments of :func:`torch.hub.load`.
 
         Raises:
-            ValueError: other arguments, or a ``source`` without an entry.
+            ValueError: unknown arguments, or a ``source`` without an entry.
         """
         super().__init__()
         if not {"image", "features"} <= set(arguments) <= set(ARGUMENTS):
-            raise ValueError(f"arguments: expected 'image', 'features' and perhaps 'output_size', got {arguments}.")
+            raise ValueError(f"arguments: expected 'image', 'features' and optionally 'output_size', got {arguments}.")
         if isinstance(source, str):
             repository, _, entry = source.partition(":")
             if not entry:
@@ -52,10 +51,10 @@ class ExternalUpsampler(FeatureUpsampler):
         elif hub_arguments:
             raise ValueError(f"{sorted(hub_arguments)} are for torch.hub, and source is a module.")
         self.arguments = tuple(arguments)
-        self.module = source  # a function is no submodule, and has no weights
+        self.module = source
 
     def forward(self, images: Tensor, features: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        """See :meth:`FeatureUpsampler.forward`. A result of another size is resized bilinearly."""
+        """As :meth:`FeatureUpsampler.forward`. A result of another size is resized bilinearly."""
         check_inputs(images, features)
         output_size = output_size or scaled_size(features)
         if "output_size" not in self.arguments:

@@ -1,4 +1,4 @@
-"""Files of trained upsamplers."""
+"""Reading and writing files of trained upsamplers."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from lift_det.files import write_atomically
 
 from .base import UPSAMPLERS, FeatureUpsampler, settings_to_metadata
 
-# A model may differ from its file in these: BatchNorm trained on one GPU is SyncBN on eight, or frozen.
+# Settings in which a model may differ from its file: BatchNorm may become SyncBN or FrozenBN.
 _MAY_DIFFER = ("norm",)
-# Settings of LiFT and LiFTPlus as files of earlier versions name them.
+# Old names of settings in files of earlier versions.
 _RENAMED = {"keep_length": "preserve_norm", "normalize": "standardize", "pool": "attention_kernel"}
 
 
 class UpsamplerFile:
-    """A trained upsampler on disk: ``name`` in the registry, ``settings``, ``metadata`` and ``state_dict``."""
+    """The file of a trained upsampler, with its registered ``name``, ``settings``, ``metadata`` and ``state_dict``."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         """
         Args:
-            path: a file of :func:`save_lift`, a checkpoint of LiFT's training or of a detector, or a ``.pth`` file of
-                the paper's authors.
+            path: see :func:`load_lift`.
 
         Raises:
-            CheckpointError: the file is missing, or has no upsampler of a registered kind.
+            CheckpointError: the file cannot be read, or holds no registered upsampler.
         """
         self.path = os.fspath(path)
         state_dict, self.metadata = read_state_dict(path)
-        if "upsampler" not in self.metadata:  # otherwise `module` may be a part of the upsampler
+        if "upsampler" not in self.metadata:  # DataParallel's prefix; a named upsampler may have a part `module`
             state_dict = strip_prefix(state_dict, "module.")
         if any(name.startswith("backbone.") for name in state_dict):
             prefix = "backbone.lift."
             state_dict = {name[len(prefix) :]: v for name, v in state_dict.items() if name.startswith(prefix)}
         self.state_dict = state_dict
-        name, self.settings = _recognise_lift(state_dict)
+        name, self._stated = _recognise_lift(state_dict)
         self.name: str = self.metadata.get("upsampler", name)
         if self.name not in UPSAMPLERS:
             found = f"'{self.name}', which is not registered" if self.name else f"the tensors {list(state_dict)[:4]}"
@@ -54,38 +53,37 @@ class UpsamplerFile:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         }
         for key, value in _read_settings(self.metadata).items():
-            key = key if key in self._parameters else _RENAMED.get(key, key)
-            if key in self._parameters:
-                self.settings[key] = value
+            self._stated[key if key in self._parameters else _RENAMED.get(key, key)] = value
+        self.settings = {key: value for key, value in self._stated.items() if key in self._parameters}
 
-    def check(self, **stated: Any) -> None:
-        """Raises CheckpointError if ``name`` or other arguments contradict the file; None states nothing."""
-        held = {**self.settings, "name": self.name}
+    def check(self, **arguments: Any) -> None:
+        """Raises CheckpointError if ``name`` or other arguments contradict the file; None is never a contradiction."""
+        stated = {**self._stated, "name": self.name}
         lines = []
-        for key, value in stated.items():
+        for key, value in arguments.items():
             if value is None or key in _MAY_DIFFER:
                 continue
-            if key in held and held[key] != value:
-                lines.append(f"  stated {key}={value}, in the file {key}={held[key]}\n")
-            elif key not in held and key not in self._parameters:
-                lines.append(f"  stated {key}={value}, which {self.name} does not have\n")
+            if key in stated and stated[key] != value:
+                lines.append(f"  given {key}={value}, in the file {key}={stated[key]}\n")
+            elif key not in stated and key not in self._parameters:
+                lines.append(f"  given {key}={value}, which {self.name} does not have\n")
         if lines:
             raise CheckpointError(
                 f"'{self.path}' holds another upsampler ({self.name}):\n{''.join(lines)}"
-                "Leave out what the file states, or use another file. in_channels and patch_size are the ViT's."
+                "Leave these arguments out, or use another file. in_channels and patch_size are those of the ViT."
             )
 
-    def build(self, **stated: Any) -> FeatureUpsampler:
+    def build(self, **arguments: Any) -> FeatureUpsampler:
         """Builds the upsampler with its weights, in training mode.
 
         Args:
-            stated: arguments of its class that the file lacks. Others have to agree with the file, except ``norm``.
+            arguments: of its class. Those that the file states have to agree with it, except ``norm``.
 
         Raises:
-            CheckpointError: a contradiction, or arguments or tensors are missing.
+            CheckpointError: arguments contradict the file, or arguments or tensors are missing.
         """
-        self.check(**stated)
-        settings = self.settings | {k: v for k, v in stated.items() if k in self._parameters and v is not None}
+        self.check(**arguments)
+        settings = self.settings | {k: v for k, v in arguments.items() if k in self._parameters and v is not None}
         kind = UPSAMPLERS[self.name]
         required = [name for name, parameter in self._parameters.items() if parameter.default is parameter.empty]
         missing = [name for name in (*required, *kind.stated_by_files) if name not in settings]
@@ -99,7 +97,7 @@ class UpsamplerFile:
         return upsampler
 
     def load_into(self, upsampler: FeatureUpsampler) -> None:
-        """Loads the weights into an upsampler; raises CheckpointError if its settings or tensors differ."""
+        """Loads the weights into an upsampler; raises CheckpointError if its settings or tensors do not match."""
         settings = upsampler.settings()
         self.check(name=upsampler.name, **settings)
         load_strictly(upsampler, self.state_dict, self.path, hint=f"Settings of this upsampler: {settings}.")
@@ -113,26 +111,27 @@ def load_lift(
     """Loads a trained LiFT or another registered upsampler.
 
     Args:
-        path: see :class:`UpsamplerFile`.
-        patch_size, residual: needed for the authors' files, which do not state them; ``residual`` is False there.
-        settings: other arguments of the class that the file lacks.
+        path: a file of :func:`save_lift`, a checkpoint of LiFT's training or of a detector, or a ``.pth`` file of the
+            paper's authors.
+        patch_size, residual: only needed for the authors' files, which do not state them; ``residual`` is False there.
+        settings: other arguments of the upsampler's class that the file does not state.
 
     Returns:
         The upsampler in evaluation mode, with the file's metadata in ``.metadata``.
 
     Raises:
-        CheckpointError: no such file, no upsampler in it, or settings are missing.
+        CheckpointError: the file cannot be read, holds no upsampler, or does not state all settings.
     """
     return UpsamplerFile(path).build(patch_size=patch_size, residual=residual, **settings).eval()
 
 
 def save_lift(lift: FeatureUpsampler, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
-    """Saves an upsampler with its settings, atomically. :func:`load_lift` loads it if its class is registered.
+    """Saves an upsampler of a registered class with its settings, for :func:`load_lift`. The write is atomic.
 
     Args:
         lift: the upsampler.
         path: a ``.safetensors`` file.
-        metadata: further metadata, such as the features and the data it was trained on.
+        metadata: further metadata, such as the features and the data that the upsampler was trained on.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in lift.state_dict().items()}
     data = safetensors.torch.save(tensors, {**(metadata or {}), **settings_to_metadata(lift), "format": "lift_det"})
@@ -140,7 +139,7 @@ def save_lift(lift: FeatureUpsampler, path: str | os.PathLike, metadata: Mapping
 
 
 def _recognise_lift(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Name and settings of a LiFT according to the names and shapes of its tensors; an empty name if it is none."""
+    """Infers the name and settings of a LiFT from its tensors. The name is empty if it is not a LiFT."""
     if "outc.weight" not in state_dict:
         return "", {}
     settings: dict[str, Any] = {"in_channels": state_dict["outc.weight"].shape[0]}
@@ -149,7 +148,7 @@ def _recognise_lift(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, An
         return "lift", settings
     settings["network"] = "trunk" if "trunk" in parts else "paper"
     settings["attention_kernel"] = math.isqrt(state_dict["pool.prior"].shape[1]) if "pool" in parts else 0
-    settings["standardize"] = "normalize" in parts
+    settings |= {"standardize": "normalize" in parts, "residual": True}
     return "lift_plus", settings
 
 
@@ -160,7 +159,7 @@ def _read_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"The settings in the metadata of a LiFT's file cannot be read: {error}.") from error
     settings: dict[str, Any] = {}
-    for key, text in metadata.items():  # files of before November 2026: a setting for each key
+    for key, text in metadata.items():  # files from before November 2026 have a key for each setting
         try:
             settings[key] = json.loads(text)
         except ValueError:

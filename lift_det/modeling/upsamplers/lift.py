@@ -23,20 +23,19 @@ _IMAGE_CHANNELS = 32
 class LiFT(FeatureUpsampler):
     """Lightweight Feature Transform (Suri et al., ECCV 2024, section 3.2).
 
-    Convolutions of stride 2 reduce the image to the size of the ViT's map, where it is concatenated to the features. A
-    transposed convolution doubles the map, the image's features of that size are concatenated, and two 3×3 and one
-    1×1 convolution follow. The image is first resized to 16 pixels per patch (8 for patch size 8), so that the network
-    is the same for every patch size.
+    Strided convolutions reduce the image to the size of the ViT's map, and the result is concatenated to the features.
+    A transposed convolution doubles the map, image features of that size are concatenated, and two 3×3 convolutions and
+    a 1×1 convolution follow. The image is first resized to 16 pixels per patch (8 for patches of 8 pixels), so that all
+    patch sizes have the same network.
 
-    With ``residual=False`` this is the paper's network with the names of the authors' release. With ``residual=True``
-    its output is added to the bilinear upsampling of the features; the last layer starts at zero.
+    With ``residual=False`` this is the paper's network, and its state-dict names are those of the authors' files. With
+    ``residual=True`` the output is added to the bilinearly upsampled features, and the last layer starts at zero.
     """
 
     in_channels: int
     patch_size: int
     stated_by_files = ("residual",)
-    #: channels have to be a multiple of this
-    _divisor = 2
+    _divisor = 2  # of in_channels
 
     def __init__(
         self,
@@ -52,15 +51,14 @@ class LiFT(FeatureUpsampler):
         Args:
             in_channels: C of the ViT's features; even.
             patch_size: of the ViT, in pixels: 8, 14, 16 or 32.
-            residual: whether to add the bilinear upsampling.
-            norm: ``"BN"`` as in the paper, or another name for :func:`detectron2.layers.get_norm`, such as
-                ``"SyncBN"`` or ``"FrozenBN"``.
-            preserve_norm: scale each output vector to the bilinearly upsampled norm of the input vectors. A cosine loss
-                leaves the norm free to drift with each step. Directions do not change.
-            checkpoint: a trained LiFT with these settings (``.safetensors``, or the authors' ``.pth``).
+            residual: whether the output is added to the bilinearly upsampled features.
+            norm: name of the normalisation layer for :func:`detectron2.layers.get_norm`; ``"BN"`` in the paper.
+            preserve_norm: scale each output vector to the norm of the input vectors, upsampled bilinearly. Without it,
+                the norm of a LiFT that was trained with a cosine loss drifts with every doubling.
+            checkpoint: file of a trained LiFT with these settings; see :func:`load_lift`.
 
         Raises:
-            ValueError: a patch size or width that is not supported.
+            ValueError: the patch size or width is not supported.
             CheckpointError: the checkpoint has other settings.
         """
         super().__init__()
@@ -73,11 +71,11 @@ class LiFT(FeatureUpsampler):
         self.residual = residual
         self.norm = norm
         self.preserve_norm = preserve_norm
-        # stored in state dicts, whose tensors look the same in both cases; the authors' files have 1
+        # torch stores this in state dicts, whose tensors are the same in both cases; the authors' files have 1
         self._version = 2 if residual else 1
-        #: pixels per patch in the image branch, which reduces by 8 and, for larger patches, pools by 2
+        #: pixels per patch of the resized image
         self.patch_pixels = 8 if patch_size == 8 else 16
-        #: replaced by the export
+        #: replaced in exported models
         self.resize_image = resize
         hidden = self._add_network(norm)
         self.outc = nn.Conv2d(hidden, in_channels, kernel_size=1)
@@ -88,18 +86,10 @@ class LiFT(FeatureUpsampler):
             UpsamplerFile(checkpoint).load_into(self)
 
     def forward(self, images: Tensor, features: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        """Doubles the map until it reaches ``output_size``, then resizes it to that.
+        """Doubles the map until it is at least as large as ``output_size``, then resizes it to that.
 
-        This is the paper's recursion (section 3.3).
-
-        Args:
-            images: (N, 3, H, W), normalised, with the map's aspect ratio. Each step resizes them to ``patch_size``
-                pixels per cell of its input, as in training.
-            features: (N, C, h, w).
-            output_size: (height, width) of the result. Default: (2h, 2w).
-
-        Returns:
-            (N, C, *output_size)
+        Several doublings are the paper's recursion (section 3.3). Each one resizes the images to ``patch_size`` pixels
+        per cell of its input, as in training. See :meth:`FeatureUpsampler.forward` for arguments and result.
 
         Raises:
             ValueError: the shapes do not match.
@@ -112,20 +102,17 @@ class LiFT(FeatureUpsampler):
         return _with_norm_of(features, lifted) if self.preserve_norm else lifted
 
     def step(self, images: Tensor, features: Tensor) -> Tensor:
-        """One doubling without ``preserve_norm``; see :meth:`FeatureUpsampler.step`."""
+        """Doubles a map once, without ``preserve_norm``."""
         images = self._image_for(images, features)
         lifted = self.outc(self._network(images, features))
         return lifted + resize(features, scaled_size(features)) if self.residual else lifted
 
     def settings(self) -> dict[str, Any]:
-        """See :meth:`FeatureUpsampler.settings`."""
         names = ("in_channels", "patch_size", "residual", "norm", "preserve_norm")
         return {name: getattr(self, name) for name in names}
 
-    # The paper's network is not a submodule, because the authors' files have its names at the top level.
-
     def _add_network(self, norm: str) -> int:
-        """Adds the network's modules; returns the channels of :meth:`_network`'s output."""
+        """Adds the modules at the top level, as in the authors' files; returns the channels of :meth:`_network`."""
         hidden = self.in_channels // 2
         self.image_convs_1 = nn.Sequential(*_image_conv(3, norm), *_image_conv(_IMAGE_CHANNELS, norm))
         self.scale_adapter = nn.Identity() if self.patch_pixels == 8 else nn.MaxPool2d(2, 2)
@@ -145,10 +132,10 @@ class LiFT(FeatureUpsampler):
         if features.shape[1] != self.in_channels:
             raise ValueError(f"This LiFT is for {self.in_channels} channels; the features have {features.shape[1]}.")
         h, w = features.shape[-2:]
-        # first to the ViT's resolution, as in training
+        # to the ViT's resolution first, as in training
         for pixels in (self.patch_size, self.patch_pixels):
             images = self.resize_image(images, (h * pixels, w * pixels))
-        # the layout of the ViT's map, and the fastest for convolutions
+        # the layout of the ViT's map, and the fastest one for convolutions
         return images.contiguous(memory_format=torch.channels_last)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
@@ -162,7 +149,7 @@ class LiFT(FeatureUpsampler):
 
 
 def _with_norm_of(features: Tensor, lifted: Tensor) -> Tensor:
-    """(N, C, h, w), (N, C, h', w') → the latter's directions with the former's norms."""
+    """Scales the vectors of ``lifted``, (N, C, h', w'), to the norms of ``features``, (N, C, h, w)."""
     norms = resize(features.norm(dim=1, keepdim=True), lifted.shape[-2:])
     return lifted * (norms / lifted.norm(dim=1, keepdim=True).clamp(min=1e-6))
 
@@ -176,7 +163,7 @@ def _image_conv(in_channels: int, norm: str) -> list[nn.Module]:
 
 
 class _Up(nn.Module):
-    """Doubles the map, then adds the image's features of that size."""
+    """Doubles the map and concatenates the image features."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
@@ -188,7 +175,7 @@ class _Up(nn.Module):
 
 
 class _DoubleConv(nn.Module):
-    """Two 3×3 convolutions; a module because of the names in the authors' files."""
+    """Two 3×3 convolutions, with the names of the authors' files."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()

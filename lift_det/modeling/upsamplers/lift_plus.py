@@ -17,16 +17,16 @@ from .lift import LiFT
 
 NETWORKS = ("trunk", "paper")
 _IMAGE_CHANNELS = 48
-# Added to bilinear's weights, so that their logarithm is finite.
-_PRIOR_SHARE = 0.004
+# Added to the weights of bilinear interpolation, so that their logarithm is finite.
+_SMALLEST_WEIGHT = 0.004
 
 
 @register_upsampler("lift_plus")
 class LiFTPlus(LiFT):
-    """A residual LiFT with a faster and more accurate network; see docs/lift_training.md.
+    """A residual LiFT with a faster and more accurate network (docs/lift_training.md).
 
-    The output of a :class:`TrunkNetwork` is added to an :class:`AttentionPool` of the features. The network gets
-    standardized features, and the norms of the feature vectors are preserved.
+    A :class:`TrunkNetwork` gets the image and the standardized features. Its output is added to the features, upsampled
+    by an :class:`AttentionPool`, and the result is scaled to the norms of the features.
     """
 
     stated_by_files = ("preserve_norm",)
@@ -46,15 +46,15 @@ class LiFTPlus(LiFT):
         """
         Args:
             in_channels: C of the ViT's features; a multiple of 4 (of 2 with ``network="paper"``).
-            patch_size, preserve_norm, norm, checkpoint: as in :class:`LiFT`.
-            network: ``"trunk"``, or ``"paper"`` for LiFT's.
-            attention_kernel: side of the neighbourhood of the attention pooling, in cells; odd, at least 3. 0 replaces
-                it by bilinear upsampling.
-            standardize: give the network features of mean 0 and deviation 1 in each channel, and scale its output by
-                each channel's deviation; see :class:`FeatureNorm`.
+            patch_size, preserve_norm, norm, checkpoint: see :class:`LiFT`.
+            network: ``"trunk"``, or ``"paper"`` for the network of :class:`LiFT`.
+            attention_kernel: size of the attention pooling's neighbourhood in cells, odd and at least 3. 0 selects
+                bilinear upsampling instead.
+            standardize: give the network features with mean 0 and standard deviation 1 in each channel, and multiply
+                its output by the standard deviations; see :class:`FeatureNorm`.
 
         Raises:
-            ValueError: as :class:`LiFT`; an unknown network, or an even ``attention_kernel``.
+            ValueError: as for :class:`LiFT`; an unknown network, or an invalid ``attention_kernel``.
             CheckpointError: the checkpoint has other settings.
         """
         if network not in NETWORKS:
@@ -71,7 +71,6 @@ class LiFTPlus(LiFT):
             UpsamplerFile(checkpoint).load_into(self)
 
     def step(self, images: Tensor, features: Tensor) -> Tensor:
-        """See :meth:`LiFT.step`."""
         images = self._image_for(images, features)
         normalized = features if self.normalize is None else self.normalize(features)
         hidden = self._network(images, normalized)
@@ -81,11 +80,8 @@ class LiFTPlus(LiFT):
         return added + (resize(features, scaled_size(features)) if self.pool is None else self.pool(features, hidden))
 
     def settings(self) -> dict[str, Any]:
-        """See :meth:`FeatureUpsampler.settings`."""
-        settings = super().settings()
-        del settings["residual"]
-        settings |= {"network": self.network, "attention_kernel": self.attention_kernel}
-        return {**settings, "standardize": self.normalize is not None}
+        names = ("in_channels", "patch_size", "norm", "preserve_norm", "network", "attention_kernel")
+        return {name: getattr(self, name) for name in names} | {"standardize": self.normalize is not None}
 
     def _add_network(self, norm: str) -> int:
         if self.network == "paper":
@@ -98,16 +94,16 @@ class LiFTPlus(LiFT):
 
 
 class TrunkNetwork(nn.Module):
-    """Network that works mostly at the ViT's resolution, where a position costs a quarter.
+    """A network that works mostly at the resolution of the ViT's map, where convolutions are cheap.
 
-    Convolutions reduce the image to twice and once the ViT's resolution. Image and features go through residual blocks
-    of half the features' width. A 1×1 convolution and a pixel shuffle double the resolution, the image's features of
-    that size are added, and a residual block of a quarter of the width follows.
+    Convolutions reduce the image to twice the map's resolution, and then to the map's. Image and features are
+    concatenated and go through residual blocks of C / 2 channels. A 1×1 convolution and a pixel shuffle double the
+    resolution, the image features of that size are added, and a residual block of C / 4 channels follows.
 
     Args:
-        in_channels: C, a multiple of 4.
+        in_channels: C of the features, a multiple of 4.
         patch_pixels: pixels per patch of the image, 8 or 16.
-        norm: for :func:`detectron2.layers.get_norm`.
+        norm: name of the normalisation layer for :func:`detectron2.layers.get_norm`.
     """
 
     def __init__(self, in_channels: int, patch_pixels: int, norm: str) -> None:
@@ -143,19 +139,20 @@ class TrunkNetwork(nn.Module):
 
 
 class FeatureNorm(nn.Module):
-    """Standardizes each channel of the features by statistics of the first training batches, of all processes.
+    """Standardizes each channel of the features, by the mean statistics of the first training batches.
 
-    Unlike BatchNorm it computes the same in training and evaluation, and preserves differences between images.
+    Unlike BatchNorm, it computes the same in training and evaluation, and keeps the differences between images.
+    Statistics are averaged over all processes.
 
     Args:
         channels: C of the features.
-        calls: number of training batches whose statistics are averaged.
+        calls: number of training batches.
     """
 
     def __init__(self, channels: int, calls: int = 200) -> None:
         super().__init__()
         self.calls = calls
-        self._settled = False  # seen >= calls, cached to avoid a device synchronisation
+        self._settled = False  # caches `seen >= calls`, which synchronises with the device
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("square", torch.ones(channels))  # mean of the squares
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
@@ -184,15 +181,16 @@ class FeatureNorm(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Doubles a map; each new cell is a weighted mean of the ``size``² old cells around it.
+    """Doubles a map: each new cell is a weighted mean of the ``size`` × ``size`` old cells around it.
 
-    The weights are a softmax over the neighbours. Its logits come from a 1×1 convolution of the hidden map and a
-    learned constant, which starts as the logarithm of bilinear interpolation's weights. All channels share them.
-    UPLiFT, the successor of LiFT by its authors, has such a pooling to keep recursion from drifting.
+    The weights are the same for all channels, and are a softmax of logits. The logits are the sum of a 1×1 convolution
+    of the network's hidden map and learned constants, which are initialised with the logarithm of the weights of
+    bilinear interpolation. UPLiFT, by the authors of LiFT, ends in a similar pooling, which keeps recursion from
+    drifting.
 
     Args:
-        hidden_channels: of the hidden map.
-        size: side of the neighbourhood, odd.
+        hidden_channels: channels of the hidden map.
+        size: size of the neighbourhood, odd.
     """
 
     def __init__(self, hidden_channels: int, size: int) -> None:
@@ -201,7 +199,7 @@ class AttentionPool(nn.Module):
         self.logits = nn.Conv2d(hidden_channels, size * size, kernel_size=1)
         nn.init.zeros_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)
-        self.prior = nn.Parameter((_bilinear_weights(size) + _PRIOR_SHARE).log())  # (4, size²)
+        self.prior = nn.Parameter((_bilinear_weights(size) + _SMALLEST_WEIGHT).log())  # (4, size²)
 
     def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
         """(N, C, h, w), (N, hidden, 2h, 2w) → (N, C, 2h, 2w)."""
@@ -210,27 +208,27 @@ class AttentionPool(nn.Module):
         logits = F.pixel_unshuffle(self.logits(hidden), 2)  # (N, size² · 4, h, w): a cell's four children
         logits = logits.unflatten(1, (neighbours, 4)).permute(0, 3, 4, 2, 1) + self.prior  # (N, h, w, 4, size²)
         weights = logits.float().softmax(dim=-1).reshape(-1, 4, neighbours).to(features.dtype)
-        # the outermost cells repeat at the border, as in bilinear interpolation
+        # replicates the border, as bilinear interpolation does
         padded = F.pad(features, (self.size // 2,) * 4, mode="replicate")
         windows = padded.permute(0, 2, 3, 1).contiguous().unfold(1, self.size, 1).unfold(2, self.size, 1)
         windows = windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, neighbours, channels)  # (N·h·w, size², C)
         pooled = torch.bmm(weights, windows).view(batch, height, width, 4, channels)
-        # (N, h, w, 4, C) → (N, C · 4, h, w), children innermost, as pixel_shuffle wants them
+        # (N, h, w, 4, C) → (N, C · 4, h, w) with the four children innermost, for pixel_shuffle
         pooled = pooled.permute(0, 4, 3, 1, 2).reshape(batch, channels * 4, height, width)
         return F.pixel_shuffle(pooled, 2)
 
 
 def _bilinear_weights(size: int) -> Tensor:
-    """Bilinear weights of the neighbours for the four children of a cell, rows first: (4, size²)."""
+    """Returns the weights of bilinear interpolation for the four children of a cell, row by row: (4, size²)."""
     middle = size // 2
-    shares = torch.zeros(2, size)  # of the first and second child along one side
-    shares[:, middle] = 0.75
-    shares[0, middle - 1] = shares[1, middle + 1] = 0.25
-    return torch.einsum("ay,bx->abyx", shares, shares).reshape(4, size * size)
+    weights = torch.zeros(2, size)  # of the first and the second child along one axis
+    weights[:, middle] = 0.75
+    weights[0, middle - 1] = weights[1, middle + 1] = 0.25
+    return torch.einsum("ay,bx->abyx", weights, weights).reshape(4, size * size)
 
 
 class _ResidualBlock(nn.Module):
-    """x plus two 3×3 convolutions, each after a norm and a ReLU; starts as the identity."""
+    """Adds two 3×3 convolutions, each after a norm and a ReLU, to the input. Starts as the identity."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()

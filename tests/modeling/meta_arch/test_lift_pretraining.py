@@ -92,22 +92,6 @@ def test_losses():
     assert losses == {name: pytest.approx(value.item(), rel=1e-4) for name, value in expected.items()}
 
 
-def test_mirror():
-    batch = _batch()
-    plain, mirrored = _untrained(_model()).train(), _untrained(_model(mirror=True)).train()
-    for model in (plain, mirrored):
-        model.lift.eval()
-    seen = []
-    step = mirrored.lift.step
-    mirrored.lift.step = lambda images, features: seen.append((images, features)) or step(images, features)
-    first, second = ({name: loss.item() for name, loss in mirrored(batch).items()} for _ in range(2))
-    expected = plain(batch)
-    assert second == {name: pytest.approx(value.item(), rel=1e-6) for name, value in expected.items()}
-    assert first["loss_full_from_half"] != pytest.approx(second["loss_full_from_half"], rel=1e-6)
-    for (images, features), (mirrored_images, mirrored_features) in zip(seen[:2], seen[2:], strict=True):
-        assert torch.equal(images, mirrored_images.flip(-1)) and torch.equal(features, mirrored_features.flip(-1))
-
-
 def test_scores():
     batch = _batch()
     model = _untrained(_model()).eval()
@@ -138,26 +122,6 @@ def test_scores():
     assert set(scores[0]["cosine_2x"]) == {"nearest", "bilinear", "bicubic", "lift"}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(losses=dict(huber=1.0)), "huber"),
-        (dict(objectives=dict(full_from_half=0.0)), "full_from_half"),
-        (dict(autocast="int8"), "int8"),
-    ],
-)
-def test_wrong_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        _model(**options)
-
-
-def test_wrong_images_and_unknown_statistics():
-    with pytest.raises(ValueError, match="64×80.* 32 "):
-        _model()(_batch((64, 80)))
-    with pytest.raises(ValueError, match="pixel_mean"):
-        LiFTPretraining(_net(depth=1), LiFT(32, 8))
-
-
 def test_lazy_upsamplers_and_trained_lifts(tmp_path):
     trained = _untrained(_model()).eval()
     with torch.no_grad():
@@ -171,64 +135,62 @@ def test_lazy_upsamplers_and_trained_lifts(tmp_path):
         LiFTPretraining(_net(), LazyUpsampler(checkpoint=tmp_path / "lift.safetensors"), MEAN, STD, layer=0)
 
 
-def test_incomplete_vit():
-    model = _model()
-    state = {k: v for k, v in model.state_dict().items() if "blocks.0.mlp" not in k}
-    with pytest.raises(CheckpointError, match="blocks.0.mlp"):
-        model.load_state_dict(state, strict=False)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(losses=dict(huber=1.0)), "huber"),
+        (dict(objectives=dict(full_from_half=0.0)), "full_from_half"),
+        (dict(autocast="int8"), "int8"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        _model(**options)
+    with pytest.raises(ValueError, match="pixel_mean"):
+        LiFTPretraining(_net(depth=1), LiFT(32, 8))
+    with pytest.raises(ValueError, match="64×80.* 32 "):
+        _model()(_batch((64, 80)))
 
 
-def _count_extractions(model):
-    seen = []
-    extract = model.backbone.extract
-    model.backbone.extract = lambda images: seen.append(len(images)) or extract(images)
-    return seen
-
-
-def test_cached_features_are_the_features(tmp_path):
-    batch = _batch()
-    plain, cached = _untrained(_model()).eval(), _untrained(_model(feature_cache=tmp_path)).eval()
-    cached.load_state_dict(plain.state_dict())
+def _evaluate(model, batch):
+    """Scores, and the sizes of the batches that went through the ViT."""
+    sizes = []
+    model.eval().backbone.extract = lambda images: (
+        sizes.append(len(images)) or type(model.backbone).extract(model.backbone, images)
+    )
     with torch.no_grad():
-        expected = plain(batch)
-        seen = _count_extractions(cached)
-        first = cached(batch)
-        assert seen == [4, 4, 4]  # full, half and quarter size, together
-        second = cached(batch[::-1])  # another order, and nothing to compute
-        mixed = cached([*batch[:3], *_batch(seed=2)[:1]])
-        assert seen == [4, 4, 4, 4, 4, 4]  # one is missing: the whole batch, so that its sums are the same
-    for got in (first, list(reversed(second)), mixed[:3]):
-        for a, b in zip(got, expected, strict=False):
-            for method, value in b["cosine_2x"].items():
-                assert a["cosine_2x"][method] == pytest.approx(value, abs=2e-3)  # half precision
+        return [score["cosine_2x"] for score in model(batch)], sizes
 
 
-def test_cache_depends_on_weights_and_layer(tmp_path):
+def test_feature_cache(tmp_path, caplog):
+    batch = _batch()
+    expected, _ = _evaluate(_untrained(_model()), batch)
+    model = _untrained(_model(feature_cache=tmp_path))
+    first, sizes = _evaluate(model, batch)
+    assert sizes == [4, 4, 4]  # full, half and quarter size
+    reversed_, sizes = _evaluate(model, batch[::-1])
+    assert sizes == []
+    mixed, sizes = _evaluate(model, [*batch[:3], *_batch(seed=2)[:1]])
+    assert sizes == [4, 4, 4]  # the whole batch, so that rounding is the same
+    next(tmp_path.rglob("*.safetensors")).write_bytes(b"broken")
+    again, sizes = _evaluate(model, batch)
+    assert sizes == [4, 4, 4] and "is broken" in caplog.text
+    for scores in (first, reversed_[::-1], mixed[:3], again):
+        for a, b in zip(scores, expected, strict=False):
+            assert a == pytest.approx(b, abs=2e-3)  # half precision
+
+
+def test_feature_cache_depends_on_weights_and_layer(tmp_path):
     def extractions(change=False, **options):
-        model = _model(feature_cache=tmp_path, **options).eval()
+        model = _model(feature_cache=tmp_path, **options)
         if change:
             model.backbone.net.blocks[0].mlp.fc1.weight.data[0, 0] += 1e-3
-        seen = _count_extractions(model)
-        with torch.no_grad():
-            model(_batch())
-        return len(seen)
+        return len(_evaluate(model, _batch())[1])
 
     assert [extractions(), extractions(), extractions(layer=0), extractions(change=True)] == [3, 0, 3, 3]
 
 
-def test_broken_file_in_the_cache(tmp_path, caplog):
-    batch = _batch()
-    model = _model(feature_cache=tmp_path).eval()
-    with torch.no_grad():
-        expected = model(batch)
-        file = next(tmp_path.rglob("*.safetensors"))
-        file.write_bytes(file.read_bytes()[:100])
-        seen = _count_extractions(model)
-        assert model(batch)[0]["cosine_2x"]["bilinear"] == pytest.approx(expected[0]["cosine_2x"]["bilinear"], abs=2e-3)
-    assert seen == [4, 4, 4] and file.name in caplog.text
-
-
-def test_a_full_disk_does_not_end_a_training(tmp_path, caplog, monkeypatch):
+def test_feature_cache_on_a_full_disk(tmp_path, caplog, monkeypatch):
     def full(path, write):
         raise OSError(28, "No space left on device")
 

@@ -15,20 +15,14 @@ SPEC = FeatureSpec(in_channels=16, patch_size=14, layer=11, facet="token")
     ("name", "kind"), [(None, LiFT), ("lift", LiFT), ("lift_plus", LiFTPlus), ("bilinear", BilinearUpsample)]
 )
 def test_by_name(name, kind):
-    upsampler = build_upsampler(name, 16, 14)
-    assert type(upsampler) is kind and upsampler.name == (name or "lift")
-
-
-def test_settings_and_names():
-    lift = build_upsampler("lift_plus", 16, 14, attention_kernel=5, norm=None)
-    assert lift.settings()["attention_kernel"] == 5
-    with pytest.raises(TypeError, match="attention_kernel"):
-        build_upsampler("lift", 16, 14, attention_kernel=5)
+    assert type(build_upsampler(name, 16, 14, norm=None)) is kind
+    with pytest.raises(ValueError, match="pool"):
+        build_upsampler(name, 16, 14, pool=5)
     with pytest.raises(ValueError, match="'lyft'.*bilinear, external, lift, lift_plus"):
         LazyUpsampler("lyft")
 
 
-def test_lazy_upsampler(tmp_path):
+def test_lazy_upsampler():
     lift = fit_upsampler(LazyUpsampler(norm="LN"), SPEC)
     assert (type(lift), lift.in_channels, lift.patch_size, lift.norm) == (LiFT, 16, 14, "LN")
     assert (lift.feature_spec, lift.trained) == (SPEC, False)
