@@ -122,7 +122,7 @@ def find_shipped_config(name: str) -> str:
         path = (root / candidate).resolve()
         if path.is_file() and path.is_relative_to(root):
             return str(path)
-    by_stem = {Path(listed).stem: listed for listed in list_configs()}
+    by_stem = {Path(listed).stem: listed for listed in reversed(list_configs())}  # prefers .py to .yaml
     close = [by_stem[stem] for stem in difflib.get_close_matches(Path(name).stem, by_stem, n=3)]
     suggestion = f" Similar names: {', '.join(close)}." if close else ""
     raise ConfigNotFoundError(

@@ -74,7 +74,7 @@ def test_features_command(kind, tmp_path):
         assert not np.allclose(maps["lift"], maps["bilinear"])
 
 
-@every_upsampler
+@pytest.mark.parametrize("kind", ["anyup", "loftup"])
 def test_export_of_features(kind, tmp_path):
     statistics = dict(pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3)
     extractor = FeatureExtractor(_net(), instantiate(UPSAMPLERS[kind]), **statistics).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,7 @@ COCO = "COCO/mask_rcnn_lift_vitdet_b_100ep"
 @pytest.mark.parametrize("name", [LAZY, LAZY.removesuffix(".py"), Path(LAZY), str(ROOT / "configs" / LAZY)])
 def test_a_lazy_config_by_name_or_path(name: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # from any folder
-    cfg = config.load(name)
-    assert isinstance(cfg, DictConfig) and cfg.train.output_dir == "./output/mask_rcnn_synthetic"
+    assert config.load(name).train.output_dir == "./output/mask_rcnn_synthetic"
     assert config.find_config(name) == str(ROOT / "configs" / LAZY)
 
 
@@ -45,7 +45,7 @@ def test_yaml_files_of_both_kinds(tmp_path: Path) -> None:
     LazyConfig.save(config.load(LAZY), str(path))
     assert isinstance(config.load(path), DictConfig)
     path.write_text("MODEL:\n  LIFT:\n    POOL: 3\n")
-    with pytest.raises(ValueError, match="config.yaml.* MODEL.LIFT.POOL"):
+    with pytest.raises(ValueError, match="config.yaml.*MODEL.LIFT.POOL"):
         config.load(path)
     path.write_text("- 1\n- 2\n")
     with pytest.raises(ValueError, match="config.yaml"):
@@ -79,9 +79,8 @@ def test_overrides() -> None:
     ],
 )
 def test_an_override_that_cannot_be_applied(name: str, override: str) -> None:
-    with pytest.raises(config.OverrideError) as caught:
+    with pytest.raises(config.OverrideError, match=re.escape(override)):
         config.load(name, [override])
-    assert override in str(caught.value) and isinstance(caught.value, ValueError)
 
 
 EARLIER = """
@@ -176,14 +175,8 @@ def test_a_saved_config_still_follows_its_keys(tmp_path: Path) -> None:
     """Also in detectron2's own tool, which does not import lift_det and saves the config before it builds anything."""
     path, again = tmp_path / "config.yaml", tmp_path / "again.yaml"
     LazyConfig.save(config.load(COCO, ["train.epochs=50"]), str(path))
-    source = (
-        "from detectron2.config import LazyConfig\n"
-        f"cfg = LazyConfig.load({str(path)!r})\n"
-        f"LazyConfig.save(cfg, {str(again)!r})\n"
-        "print(cfg.train.max_iter)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "92188\n", done.stderr
+    source = f"from detectron2.config import LazyConfig as c; c.save(c.load({str(path)!r}), {str(again)!r})"
+    subprocess.run([sys.executable, "-c", source], check=True, cwd=ROOT)
     assert config.load(again).train.max_iter == 92188
     assert config.load(again, ["train.epochs=25"]).train.max_iter == 46094
 
@@ -191,17 +184,11 @@ def test_a_saved_config_still_follows_its_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "iterations"),
     [
-        ("COCO/mask_rcnn_lift_vitdet_l_100ep", 184375),
         ("COCO/mask_rcnn_lift_vitdet_h_75ep", 138282),
-        ("COCO/mask_rcnn_lift_dino_vits16_frozen", 46094),
         ("COCO/mask_rcnn_lift_vitdet_b_fast_12ep_1gpu", 354000),
         ("LiFT/lift_dino_vits16", 18438),
         ("LiFT/lift_vits14_cpu", 7000),
-        ("quick_schedules/lift_synthetic_cpu", 100),
-        ("quick_schedules/mask_rcnn_lift_synthetic_cpu", 700),
         ("quick_schedules/mask_rcnn_lift_dinov2_vits14_320", 59000),
-        ("quick_schedules/mask_rcnn_lift_vits14_overfit", 300),
-        ("quick_schedules/mask_rcnn_lift_vitdet_b_instant_test", 2),
     ],
 )
 def test_lengths_of_shipped_configs(name: str, iterations: int) -> None:

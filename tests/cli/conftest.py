@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import timm
 import torch
+
+from lift_det import FeatureExtractor
+from lift_det.modeling import LiFT, find_vit, save_lift
 
 
 @pytest.fixture(autouse=True)
@@ -13,9 +18,14 @@ def small_models(one_thread):
 
 
 @pytest.fixture(scope="session")
-def vit_file(tmp_path_factory) -> Path:
-    """Random weights of vit_tiny_patch16_224."""
+def inputs(tmp_path_factory) -> Path:
+    """A folder with the weights of a small ViT, vit.pth, LiFTs for its tokens and its keys, and photo.png."""
+    folder = tmp_path_factory.mktemp("inputs")
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "vit.pth"
-    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), path)
-    return path
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), folder / "vit.pth")
+    net = find_vit(str(folder / "vit.pth"), "vit_tiny_patch16_224").build()
+    for facet in ("token", "key"):
+        spec = FeatureExtractor(net, facet=facet).feature_spec()
+        save_lift(LiFT(192, 16), folder / f"{facet}.safetensors", spec.to_metadata())
+    cv2.imwrite(str(folder / "photo.png"), np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    return folder

@@ -1,7 +1,6 @@
 """`lift-det predict` on files of many kinds, and wrong commands."""
 
 import numpy as np
-import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -66,22 +65,3 @@ def test_a_config_with_weights_and_a_pattern(detector_folder, tmp_path, capsys):
     assert run(*arguments, "--score-threshold", "1") == 0
     assert "2 images, 0 detections" in capsys.readouterr().out
     assert len(list((tmp_path / "out").rglob("x.png"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "part"),
-    [
-        (["a.jpg", "--output", "OUT"], 2, "--from"),
-        (["a.jpg", "--from", "TRAINED"], 2, "--output"),
-        ([ONE_DETECTION, "--from", "TRAINED", "--output", "OUT"], 2, "image"),
-        (["absent.jpg", "--from", "TRAINED", "--output", "OUT"], 1, "'absent.jpg'"),
-        (["a.jpg", "--from", "absent", "--output", "OUT"], 1, "'absent'"),
-        (["a.jpg", "--from", "TRAINED", "--batch-size", "0", "--output", "OUT"], 1, "batch_size=0"),
-    ],
-)
-def test_wrong_commands(detector_folder, tmp_path, capsys, arguments, code, part):
-    places = {"TRAINED": detector_folder, "OUT": tmp_path / "out"}
-    assert run(*(places.get(argument, argument) for argument in arguments)) == code
-    error = capsys.readouterr().err
-    assert part in error and "Traceback" not in error
-    assert not (tmp_path / "out").exists()

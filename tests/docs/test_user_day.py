@@ -35,7 +35,7 @@ SHORTER = {
 
 
 def write_inputs(folder: Path) -> None:
-    """A dataset, photographs, a video, and random weights in the cache of Hugging Face's hub."""
+    """A data set, photographs, a video, and random weights in the cache of Hugging Face's hub."""
     (folder / "tools").symlink_to(ROOT / "tools")
     drawn = write_synthetic_coco(folder / "output/quickstart/datasets", num_train=1, num_val=24)
     shutil.copytree(drawn / "val", folder / "photos")
@@ -44,11 +44,10 @@ def write_inputs(folder: Path) -> None:
     video = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, photo.shape[1::-1])
     video.write(photo)
     video.release()
-    hub_name = timm.get_pretrained_cfg(VIT).hf_hub_id.replace("/", "--")
-    repository = folder / f"cache/hub/models--{hub_name}"
-    (repository / "refs").mkdir(parents=True)
+    repository = folder / "cache/hub" / f"models--{timm.get_pretrained_cfg(VIT).hf_hub_id.replace('/', '--')}"
+    for name in ("refs", "snapshots/0"):
+        (repository / name).mkdir(parents=True)
     (repository / "refs/main").write_text("0")
-    (repository / "snapshots/0").mkdir(parents=True)
     torch.manual_seed(0)
     save_file(timm.create_model(VIT).state_dict(), repository / "snapshots/0/model.safetensors")
 

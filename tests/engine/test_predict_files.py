@@ -104,23 +104,23 @@ def test_inputs_are_never_overwritten(predictor, folder, tmp_path):
 
 def test_videos(predictor, folder, tmp_path):
     writer = VideoWriter(folder / "clip.mp4", fps=10)
-    for seed in range(7):
+    for seed in range(5):
         writer.write(picture(seed))
     writer.close()
     (folder / "clip.avi").write_text("words")
     result = predict_files(predictor, [folder], tmp_path / "out", batch_size=3)
     assert [Path(name).name for name, _ in result.failures] == ["clip.avi"]
-    assert result.num_images == 6 + 7 and not (tmp_path / "out" / "clip.avi.mp4").exists()
+    assert result.num_images == 6 + 5 and not (tmp_path / "out" / "clip.avi.mp4").exists()
 
     frames = [image for image in read(tmp_path / "out")["images"] if "video" in image]
-    assert [frame["frame"] for frame in frames] == list(range(7))
+    assert [frame["frame"] for frame in frames] == list(range(5))
     assert {(frame["video"], frame["width"], frame["height"]) for frame in frames} == {("clip.mp4", 56, 40)}
     coco = COCO(result.json_file)
     originals = dict(VideoReader(folder / "clip.mp4").frames())
     drawn = VideoReader(tmp_path / "out" / "clip.mp4")
     assert drawn.fps == pytest.approx(10)
     pictures = dict(drawn.frames())
-    assert list(pictures) == list(range(7))
+    assert list(pictures) == list(range(5))
     for frame in frames:
         original = originals[frame["frame"]]
         expected = predictor(Image.fromarray(original))["instances"]
@@ -130,6 +130,6 @@ def test_videos(predictor, folder, tmp_path):
         difference = np.abs(pictures[frame["frame"]].astype(int) - original).mean()
         assert pictures[frame["frame"]].shape == original.shape and 1 < difference < 60
 
-    result = predict_files(predictor, [folder / "clip.mp4"], tmp_path / "third", every=3)
-    assert [image["frame"] for image in read(tmp_path / "third")["images"]] == [0, 3, 6]
-    assert VideoReader(tmp_path / "third" / "clip.mp4").fps == pytest.approx(10 / 3, rel=0.01)
+    predict_files(predictor, [folder / "clip.mp4"], tmp_path / "second", every=2)
+    assert [image["frame"] for image in read(tmp_path / "second")["images"]] == [0, 2, 4]
+    assert VideoReader(tmp_path / "second" / "clip.mp4").fps == pytest.approx(5, rel=0.01)

@@ -130,15 +130,6 @@ def test_wrong_images_are_refused(detector_folder, tmp_path, photo):
         predictor(tmp_path / "text.jpg")
 
 
-def test_score_threshold_and_config_by_path(predictor, detector_folder, photo):
-    scores = predictor(photo)["instances"].scores
-    threshold = float(scores.median())
-    options = {"device": "cpu", "score_threshold": threshold, "array_format": "RGB"}
-    above = lift_det.Predictor(detector_folder / "config.yaml", detector_folder / "model_final.pth", **options)
-    kept = above(photo)["instances"].scores
-    assert 0 < len(kept) < len(scores) and (kept > threshold).all()
-
-
 def test_yacs_with_a_trained_lift_whose_file_is_gone(tmp_path, photo):
     cfg = model_zoo.get_config("quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml")
     cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = 64

@@ -46,6 +46,8 @@ TINY_LIFT = [
     "model.lift.name=lift_plus",
     "model.objectives={full_from_half:1,half_from_quarter:1,full_from_quarter:1}",
     "dataloader.train.dataset.color_jitter={brightness:0.2,contrast:0.2,saturation:0.2,hue:0.2}",
+    "dataloader.train.dataset.image_size=64",
+    "dataloader.test.dataset.image_size=64",
     "dataloader.train.total_batch_size=4",
     "train.eval_period=0",
     "train.log_period=1",
@@ -102,22 +104,6 @@ def _metrics(folder):
     return [line["iteration"] for line in lines if "total_loss" in line], evaluated
 
 
-def _save_lift(path, width):
-    torch.manual_seed(0)
-    lift = LiFTPlus(width, 8)
-    torch.nn.init.normal_(lift.outc.weight, std=0.1)
-    save_lift(lift, path)
-    return lift
-
-
-def _assert_started_from(checkpoint, lift):
-    """The detector's LiFT is the given one after a few small steps."""
-    trained = load_lift(checkpoint)
-    assert type(trained) is LiFTPlus and not torch.equal(trained.outc.weight, lift.outc.weight)
-    for name, value in lift.named_parameters():
-        torch.testing.assert_close(trained.get_parameter(name), value, rtol=0, atol=0.02)
-
-
 def _assert_equal(a, b):
     """Everything in two checkpoints, bit for bit."""
     (a, a_structure), (b, b_structure) = tree_flatten(a), tree_flatten(b)
@@ -127,7 +113,10 @@ def _assert_equal(a, b):
 
 def test_detectron2s_own_tool_trains_and_evaluates_a_shipped_config(datasets, tmp_path):
     """Without Triton, with windows, and with a trained LiFT of another kind than the config's own."""
-    lift = _save_lift(tmp_path / "lift.safetensors", width=32)
+    torch.manual_seed(0)
+    lift = LiFTPlus(32, 8)
+    torch.nn.init.normal_(lift.outc.weight, std=0.1)
+    save_lift(lift, tmp_path / "lift.safetensors")
     blocked = (
         "import runpy, sys; sys.modules['triton'] = None; tool = sys.argv.pop(1); "
         "runpy.run_path(tool, run_name='__main__'); assert sys.modules['triton'] is None"
@@ -139,7 +128,10 @@ def test_detectron2s_own_tool_trains_and_evaluates_a_shipped_config(datasets, tm
     _run(["-c", blocked, UPSTREAMS, "--config-file", DETECTOR, *options], datasets)
     iterations, evaluated = _metrics(tmp_path)
     assert iterations == [0, 1] and {"bbox/AP50", "segm/AP50"} <= set(evaluated)  # masks come as RLE
-    _assert_started_from(tmp_path / "model_final.pth", lift)
+    trained = load_lift(tmp_path / "model_final.pth")  # after a few small steps
+    assert type(trained) is LiFTPlus and not torch.equal(trained.outc.weight, lift.outc.weight)
+    for name, value in lift.named_parameters():
+        torch.testing.assert_close(trained.get_parameter(name), value, rtol=0, atol=0.02)
 
 
 def test_our_tool_evaluates_what_it_saved(in_process, tmp_path, capsys):
@@ -160,22 +152,19 @@ def test_our_tool_evaluates_what_it_saved(in_process, tmp_path, capsys):
 
 
 def test_yacs(in_process, tmp_path):
-    lift = _save_lift(tmp_path / "lift.safetensors", width=64)
     options = ["OUTPUT_DIR", tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.MAX_ITER", "2"]
     options += ["MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"]
     options += ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
-    options += ["MODEL.LIFT.CHECKPOINT", tmp_path / "lift.safetensors"]
     yacs = ROOT / "configs/quick_schedules/mask_rcnn_lift_synthetic_cpu.yaml"
     _run_here(ROOT / "tools" / "train_net.py", ["--config-file", yacs, *options])
     _, evaluated = _metrics(tmp_path)
     assert {"bbox/AP", "segm/AP"} <= set(evaluated)
     assert config.load(tmp_path / "config.yaml").MODEL.LIFT.MASK_FORMAT == "rle"
-    _assert_started_from(tmp_path / "model_final.pth", lift)
 
 
 def test_killed_and_resumed_lift_training_ends_with_the_same_weights(in_process, datasets, tmp_path):
     """The same, bit for bit, as that of detectron2's own tool, which was not interrupted."""
-    command = ["--config-file", LIFT, *TINY_LIFT, "train.max_iter=40", "train.checkpointer.period=7"]
+    command = ["--config-file", LIFT, *TINY_LIFT, "train.max_iter=60", "train.checkpointer.period=7"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     process = _start([OURS, *command, f"train.output_dir={parts}"], datasets)
     deadline = time.monotonic() + 240
@@ -187,14 +176,14 @@ def test_killed_and_resumed_lift_training_ends_with_the_same_weights(in_process,
     process.send_signal(signal.SIGKILL)
     process.communicate()
     last = int((parts / "last_checkpoint").read_text().removeprefix("model_").removesuffix(".pth"))
-    assert 13 <= last < 39 and not (parts / "model_final.pth").exists()
+    assert 13 <= last < 59 and not (parts / "model_final.pth").exists()
     _run_here(OURS, ["--resume", *command, f"train.output_dir={parts}"])
-    assert _metrics(parts)[0][last - 39 :] == list(range(last + 1, 40))
+    assert _metrics(parts)[0][last - 59 :] == list(range(last + 1, 60))
 
     _run_here(UPSTREAMS, [*command, f"train.output_dir={whole}", "dataloader.train.num_workers=2"])
     assert set(_metrics(whole)[1]) == {f"cosine_2x/{name}" for name in ("nearest", "bilinear", "bicubic", "lift")}
     metadata = load_lift(whole / "lift.safetensors").metadata
-    assert (metadata["steps"], metadata["evaluated_images"]) == ("40", "2")
+    assert (metadata["steps"], metadata["evaluated_images"]) == ("60", "2")
     checkpoint, expected = (torch.load(folder / "model_final.pth", weights_only=False) for folder in (parts, whole))
     for part in ("model", "trainer", "iteration"):  # weights, buffers, optimizer, learning rate
         _assert_equal(checkpoint[part], expected[part])
@@ -202,7 +191,7 @@ def test_killed_and_resumed_lift_training_ends_with_the_same_weights(in_process,
 
 def test_lift_trains_on_two_processes_as_on_one(in_process, datasets, tmp_path):
     def command(name):
-        hook = f"{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/{name}.json}}"
+        hook = f"{{_target_:tests.engine.toy.RecordTraining,path:{tmp_path}/{name}.json}}"
         options = ["train.max_iter=8", "train.device=cpu", "train.ddp.device_ids=null", f"train.hooks=[{hook}]"]
         return ["--config-file", LIFT, *TINY_LIFT, *options, f"train.output_dir={tmp_path}/{name}"]
 
@@ -222,7 +211,7 @@ def test_a_detector_on_two_processes_of_torchrun(datasets, tmp_path):
     options = [*TINY_DETECTOR, f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=0"]
     options += ["train.ddp.fp16_compression=True"]  # as in the COCO configs; a CPU does without
     options += ["train.trainer.ema_decay=0.9", "model.backbone.freeze_lift=True"]
-    hook = f"{{_target_:tests.engine.record_training.RecordTraining,path:{tmp_path}/training.json}}"
+    hook = f"{{_target_:tests.engine.toy.RecordTraining,path:{tmp_path}/training.json}}"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone"]
     _run([*torchrun, OURS, "--config-file", DETECTOR, *options, f"train.hooks=[{hook}]"], datasets)
     report = json.loads((tmp_path / "training.json").read_text())

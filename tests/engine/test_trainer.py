@@ -1,21 +1,18 @@
 import argparse
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from torch import nn
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lift_det import LiFT, ViT
-from lift_det.engine import ClippedAdamW, Trainer, do_train, wrap_ddp
+from lift_det.engine import ClippedAdamW, Trainer, do_train, launch, wrap_ddp
 from lift_det.modeling import LiFTPretraining
-from tests.engine.toy import Toy, batches, images, logged, toy_config
+from tests.engine.toy import Toy, batches, images, logged, toy_config, train_twice
 
-ROOT = Path(__file__).resolve().parents[2]
 RESUME, ANEW = argparse.Namespace(resume=True), argparse.Namespace(resume=False)
 
 
@@ -51,32 +48,28 @@ def _files(folder):
 
 
 def test_four_parts_of_two_have_the_gradients_of_eight(one_thread):
-    (whole, whole_losses), (parts, losses) = (_gradients(*_lift_training(), accumulate) for accumulate in (1, 4))
+    (one, batch), (model, _) = _lift_training(), _lift_training()
+    whole, whole_losses = _gradients(one, batch, 1)
+    parts, losses = _gradients(model, batch, 4)
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-2
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert losses == pytest.approx(whole_losses, rel=1e-5) and len(losses) == 4
-
-
-def test_a_frozen_batchnorm_keeps_its_statistics_and_a_step_counts_once(one_thread):
-    model, batch = _lift_training()
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    for start in (0, 0, 2):  # a second training of one iteration is a step, too
-        Trainer(model, [batch, batch], _sgd(model, 0.1), accumulate=3).train(start, start + 1)
-    assert model.steps == 3
+    assert model.steps == 1  # of the optimizer
+    before = dict(_lift_training()[0].named_buffers())  # the statistics of BatchNorm are frozen
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers() if "running" in name)
 
 
-@pytest.mark.parametrize(("number", "sizes"), [(7, [2, 2, 3]), (2, [1, 1])])
-def test_parts_are_as_equal_as_possible(number, sizes):
+def test_parts_are_as_equal_as_possible():
     seen, model = [], Toy()
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    batch = [{"x": torch.tensor(1.0 + i), "y": torch.tensor(2.0)} for i in range(number)]
+    batch = [{"x": torch.tensor(1.0 + i), "y": torch.tensor(2.0)} for i in range(7)]
     gradients, losses = _gradients(model, batch, 3)
-    assert seen == sizes
     expected, expected_losses = _gradients(Toy(), batch, 1)
     assert gradients["weight"].item() == pytest.approx(expected["weight"].item(), rel=1e-6)
     assert losses == pytest.approx(expected_losses, rel=1e-6)
+    _gradients(model, batch[:2], 3)
+    assert seen == [2, 2, 3, 1, 1]
 
 
 def test_clipping_with_the_trainer_or_clipped_adamw():
@@ -247,30 +240,21 @@ def test_a_gradient_that_is_not_finite_stops_the_training():
 
 def test_two_processes(tmp_path):
     """They have the gradients of one; a failure in one stops both, and names the image of that one."""
-    command = [sys.executable, "-m", "tests.engine.two_processes", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    with pytest.raises(ProcessRaisedException) as error:
+        launch(train_twice, 2, dist_url="auto", args=(str(tmp_path),))
     trained, failed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("trained", "failed"))
     model = Toy()
     Trainer(model, batches(), _sgd(model, 0.1)).train(0, 4)
     assert trained["weights"] == pytest.approx([model.weight.item()] * 2, rel=1e-6)
     assert trained["exchanges"] == 4  # of gradients: one per iteration, not one per part
-    assert done.returncode != 0
-    assert "2.jpg (image id 2)" in done.stderr and "0.jpg" not in done.stderr
+    assert "2.jpg (image id 2)" in str(error.value) and "0.jpg" not in str(error.value)
     assert failed["seconds"] < 10 and failed["weights"][0] == failed["weights"][1]
 
 
-@pytest.mark.parametrize(
-    ("device", "trainer", "expected"),
-    [
-        ("cpu", {}, {"device_ids": None, "fp16_compression": False}),
-        ("cuda", {"precision": "bfloat16"}, {"fp16_compression": False}),
-        ("cuda", {"accumulate": 2}, {"fp16_compression": True}),  # with amp's precision
-    ],
-)
-def test_ddp_options_fit_device_and_trainer(device, trainer, expected, monkeypatch):
+@pytest.mark.parametrize(("trainer", "compressed"), [({"precision": "bfloat16"}, False), ({"accumulate": 2}, True)])
+def test_gradients_are_compressed_in_float16_only(trainer, compressed, monkeypatch):
     seen = {}
     monkeypatch.setattr("detectron2.engine.defaults.create_ddp_model", lambda model, **options: seen.update(options))
-    ddp, amp = {"broadcast_buffers": False, "fp16_compression": True}, {"enabled": True}
-    train = {"device": device, "amp": amp, "ddp": ddp, "trainer": trainer}
+    train = {"device": "cuda", "amp": {"enabled": True}, "ddp": {"fp16_compression": True}, "trainer": trainer}
     wrap_ddp(OmegaConf.create({"train": train}), nn.Linear(2, 2))
-    assert seen == {"broadcast_buffers": False, **expected}
+    assert seen == {"fp16_compression": compressed}

@@ -25,13 +25,13 @@ def tiny_config(test_size=IMAGE_SIZE):
     return cfg
 
 
-def write_output_folder(folder, cfg=None):
+def write_output_folder(folder, cfg=None, seed=0):
     """``config.yaml`` and a checkpoint of an untrained model whose predictions depend on the image."""
     cfg = cfg or tiny_config()
     folder.mkdir(parents=True)
     LazyConfig.save(cfg, str(folder / "config.yaml"))
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = instantiate(cfg.model)
         with torch.no_grad():  # the scores of new heads are nearly equal
             model.roi_heads.box_predictor.cls_score.weight.mul_(30)

@@ -1,15 +1,23 @@
-"""A training of one weight."""
+"""A training of one weight, also on two processes, and a hook for trainings in subprocesses."""
 
 import json
+import time
+from pathlib import Path
 
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.engine import HookBase
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import get_default_optimizer_params
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from lift_det.engine import Trainer
 
 
 class Toy(nn.Module):
@@ -81,3 +89,52 @@ def logged(folder, name):
     """Returns the values of a metric by iteration."""
     lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
     return {line["iteration"]: line[name] for line in lines if name in line}
+
+
+def _halves(bad_iteration):
+    rank = comm.get_rank()
+    for batch in batches(bad_iteration):
+        yield batch[2 * rank : 2 * rank + 2]
+
+
+def _train(report: Path, bad_iteration: int | None = None) -> None:
+    model = create_ddp_model(Toy(), device_ids=None)
+    exchanges = []
+    model.register_comm_hook(None, lambda _, bucket: exchanges.append(1) or allreduce_hook(None, bucket))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, _halves(bad_iteration), optimizer, accumulate=2)
+    begin = time.monotonic()
+    try:
+        trainer.train(0, 4)
+    finally:
+        weights = comm.all_gather(model.module.weight.item())
+        if comm.is_main_process():
+            found = {"weights": weights, "exchanges": len(exchanges), "seconds": time.monotonic() - begin}
+            report.write_text(json.dumps(found))
+
+
+def train_twice(folder: str) -> None:
+    """Trains, then trains until the loss of the second process is NaN."""
+    _train(Path(folder, "trained.json"))
+    _train(Path(folder, "failed.json"), bad_iteration=2)
+
+
+class RecordTraining(HookBase):
+    """Writes the loss of each iteration, and the largest difference between the models of the processes."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.losses: list[float] = []
+
+    def after_step(self) -> None:
+        if comm.is_main_process():
+            self.losses.append(self.trainer.storage.latest()["total_loss"][0])
+
+    def after_train(self) -> None:
+        states = comm.all_gather(getattr(self.trainer.model, "module", self.trainer.model).state_dict())
+        if comm.is_main_process():
+            difference = max(
+                float((state[name] - value).abs().max()) for state in states for name, value in states[0].items()
+            )
+            report = {"losses": self.losses, "processes": len(states), "difference": difference}
+            Path(self.path).write_text(json.dumps(report))
