@@ -122,8 +122,9 @@ def find_shipped_config(name: str) -> str:
         path = (root / candidate).resolve()
         if path.is_file() and path.is_relative_to(root):
             return str(path)
-    by_stem = {Path(listed).stem: listed for listed in reversed(list_configs())}  # prefers .py to .yaml
-    close = [by_stem[stem] for stem in difflib.get_close_matches(Path(name).stem, by_stem, n=3)]
+    names = list_configs()
+    stems = difflib.get_close_matches(Path(name).stem, {Path(listed).stem for listed in names}, n=3)
+    close = [listed for stem in stems for listed in names if Path(listed).stem == stem]
     suggestion = f" Similar names: {', '.join(close)}." if close else ""
     raise ConfigNotFoundError(
         f"There is no config '{name}', neither a file nor a shipped config.{suggestion} `lift-det configs` and "

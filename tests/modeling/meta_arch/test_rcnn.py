@@ -107,11 +107,11 @@ def test_other_classes(vitdet_file, checkpointer):
     cfg = _config("COCO/mask_rcnn_lift_vitdet_b_fast_100ep.py")
     cfg.roi_heads.num_classes = 5
     model = instantiate(cfg)
-    with pytest.raises(CheckpointError, match=r"(?s)cls_score.weight: expected \(6, 32\)") as error:
+    with pytest.raises(CheckpointError, match=r"(?s)cls_score.weight.*\(6, 32\)") as error:
         checkpointer(model).load(vitdet_file)
     assert "model.ignore_mismatch=[roi_heads]" in str(error.value)
     if checkpointer is Checkpointer:  # upstream drops tensors before the model sees their shape
-        assert "got (81, 32)" in str(error.value)
+        assert "(81, 32)" in str(error.value)
     for prefixes in (["roi_heads"], ["roi_heads.box_predictor", "roi_heads.mask_head.predictor"]):
         cfg.ignore_mismatch = prefixes
         model = instantiate(cfg)
