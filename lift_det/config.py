@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lift_det.modeling import add_lift_config
+from lift_det.modeling.upsamplers.files import RENAMED_SETTINGS
 
 CONFIG_SUFFIXES = (".py", ".yaml")
 _PACKAGE_FOLDER = Path(__file__).resolve().parent
@@ -32,14 +33,13 @@ _MOVED = {
     "lift_det.engine.LiFTPretraining": "lift_det.modeling.LiFTPretraining",
     "lift_det.evaluation.PredictionPictures": "lift_det.visualization.PredictionPictures",
 }
-_LIFT_ARGUMENTS = {"keep_length": "preserve_norm", "normalize": "standardize", "pool": "attention_kernel"}
 _RENAMED_ARGUMENTS = {
     "FeatureExtractor": {"norm": "final_norm", "allow_lift": "ignore_mismatch"},
     "GeneralizedRCNN": {"allow_partial": "ignore_mismatch"},
-    "LazyUpsampler": _LIFT_ARGUMENTS,
-    "LiFT": _LIFT_ARGUMENTS,
+    "LazyUpsampler": RENAMED_SETTINGS,
+    "LiFT": RENAMED_SETTINGS,
     "LiFTFeaturePyramid": {"allow_lift": "ignore_mismatch"},
-    "LiFTPlus": _LIFT_ARGUMENTS,
+    "LiFTPlus": RENAMED_SETTINGS,
     "LiFTPretraining": {"norm": "final_norm", "freeze_norm": "freeze_batchnorm"},
     "TimmViT": {"norm": "final_norm", "allow_unexpected": "ignore_unexpected"},
 }

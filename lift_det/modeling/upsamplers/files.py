@@ -19,8 +19,8 @@ from .base import UPSAMPLERS, FeatureUpsampler, settings_to_metadata
 
 # Settings in which a model may differ from its file: BatchNorm may become SyncBN or FrozenBN.
 _MAY_DIFFER = ("norm",)
-# Old names of settings in files of earlier versions.
-_RENAMED = {"keep_length": "preserve_norm", "normalize": "standardize", "pool": "attention_kernel"}
+#: old names of settings, in files and configs of earlier versions
+RENAMED_SETTINGS = {"keep_length": "preserve_norm", "normalize": "standardize", "pool": "attention_kernel"}
 
 
 class UpsamplerFile:
@@ -53,7 +53,7 @@ class UpsamplerFile:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         }
         for key, value in _read_settings(self.metadata).items():
-            self._stated[key if key in self._parameters else _RENAMED.get(key, key)] = value
+            self._stated[key if key in self._parameters else RENAMED_SETTINGS.get(key, key)] = value
         self.settings = {key: value for key, value in self._stated.items() if key in self._parameters}
 
     def check(self, **arguments: Any) -> None:
